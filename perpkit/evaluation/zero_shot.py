@@ -1,0 +1,85 @@
+"""Zero-shot accuracy through the LM evaluation harness, on a model in memory."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from ..sources.storyworld import ABILITIES, questions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def zero_shot(
+    model: "PreTrainedModel",
+    tokenizer,
+    *,
+    tasks: str = "storyworld",
+    questions_per_task: int = 200,
+    seed: int = 0,
+    batch: int = 64,
+) -> pd.DataFrame:
+    """Accuracy on multiple-choice questions, one row a task: task, accuracy, stderr, chance, n.
+
+    The harness (lm-eval) scores each choice by its log-likelihood after the context, no examples given, and
+    plain accuracy is reported. `tasks` is `"storyworld"` or its abilities joined by commas; `chance` is the
+    accuracy of guessing.
+
+    Raises ValueError for an unknown task.
+
+    >>> import perpkit as pk
+    >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
+    >>> result = zero_shot(model, tokenizer, tasks="agreement", questions_per_task=20)
+    >>> bool(result.accuracy[0] > 0.8)
+    True
+    """
+    names = list(ABILITIES) if tasks == "storyworld" else tasks.split(",")
+    asked = {name: questions(name, questions_per_task, seed) for name in names}
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    class Quiet(HFLM):
+        def loglikelihood(self, requests, disable_tqdm: bool = True):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    context = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 2048))
+    # The harness seeds the global generators; the caller's are left as they were.
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        results = simple_evaluate(
+            Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=context),
+            tasks=[_task(name, asked[name], Path(folder)) for name in names],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=False,
+        )["results"]
+    rows = []
+    for name in names:
+        accuracy = results[f"storyworld_{name}"]["acc,none"]
+        count = len(asked[name])
+        chance = sum(1 / len(question["choices"]) for question in asked[name]) / count
+        stderr = (accuracy * (1 - accuracy) / count) ** 0.5
+        rows.append({"task": name, "accuracy": accuracy, "stderr": stderr, "chance": chance, "n": count})
+    return pd.DataFrame(rows)
+
+
+def _task(name: str, asked: list[dict], folder: Path) -> dict:
+    """The harness's description of one question set, its data written to a file."""
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(question) + "\n" for question in asked))
+    return {
+        "task": f"storyworld_{name}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }

@@ -1,0 +1,43 @@
+"""Asking the model hub without hanging when it cannot be reached."""
+
+import threading
+
+REACH_SECONDS = 3.0
+
+
+def hub_reachable() -> bool:
+    """Whether the hub answers within three seconds; False at once when `HF_HUB_OFFLINE` is set.
+
+    Loading through the hub's own client retries an unreachable hub for up to a minute; asking first is what
+    turns that into a quick answer. It runs in a thread because a name look-up has no time limit of its own.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+        except Exception:
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS + 0.5)
+    return answered.is_set()
+
+
+def unreachable(what: str) -> ValueError:
+    """The error for something that is neither here nor to be had from the hub."""
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    return ValueError(
+        f"{what} is not in the local cache and the hub cannot be reached ({why}). Ways out: use the embedded "
+        "model 'tiny-opt' and text 'storyworld', name a local folder or file, download on a machine with a "
+        "network (`hf download …`) and copy the folder, or check the network, proxy and HF_ENDPOINT"
+    )

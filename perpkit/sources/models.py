@@ -1,0 +1,94 @@
+"""Loading a model and its tokenizer by embedded name, local folder or Hub id."""
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from .embedded import EMBEDDED_MODELS, data_folder
+from .hub import hub_reachable, unreachable
+from .outliers import plant_outliers
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device: str | None = None):
+    """Load a causal language model for evaluation and its tokenizer: `(model, tokenizer)`.
+
+    `name` is an embedded model (`"tiny-opt"`; `"tiny-opt-outliers"` is the same function with planted
+    outlier features), a local folder in the transformers format with safetensors weights, or a Hub id. The
+    weights come as `dtype` (float32 unless told: retraining needs it), on `device` or else on the GPU if
+    there is one. Code from a repository is never run and pickled weights are never opened.
+
+    Raises ValueError for an unknown name, a folder without safetensors weights, a tokenizer that does not
+    fit the model, and a hub that cannot be reached (within five seconds).
+
+    >>> model, tokenizer = load_model("tiny-opt", device="cpu")
+    >>> model.config.model_type, len(tokenizer)
+    ('opt', 1024)
+    """
+    dtype = _dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source, local_only = _locate(str(name))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"local_files_only": local_only, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except OSError as error:
+        if local_only and not Path(source).is_dir():
+            raise unreachable(f"the model {str(name)!r}") from error
+        raise ValueError(f"cannot load {str(name)!r}: {error}") from error
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens but the model only {vocabulary}; "
+            "use the tokenizer that the model was trained with"
+        )
+    if name == "tiny-opt-outliers":
+        plant_outliers(model, sigma=1.0, seed=0)
+    return model.eval().to(device=device), tokenizer
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; the dtypes are {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """Where to load from, and whether only local files may be asked for."""
+    if name in EMBEDDED_MODELS:
+        return str(data_folder("models", "tiny-opt")), True
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        _check_weights(folder)
+        return str(folder), True
+    if Path(name).expanduser().exists():
+        raise ValueError(f"{name!r} is a file; name the folder that holds config.json and *.safetensors")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"there is no folder {name!r}")
+    near = difflib.get_close_matches(name, EMBEDDED_MODELS, n=2, cutoff=0.6)
+    if near or not name:
+        raise ValueError(
+            f"unknown model {name!r}; did you mean {' or '.join(map(repr, near or EMBEDDED_MODELS))}? "
+            "A model is an embedded name, a local folder or a Hub id such as 'facebook/opt-125m'"
+        )
+    return name, not hub_reachable()
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"the folder {str(folder)!r} has no config.json; it is no transformers model")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"the folder {str(folder)!r} holds its weights as a pickle ({pickles[0]}), which can run any "
+            "code when opened, so it is refused. If you trust it, convert it once: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
+        )
+    raise ValueError(f"the folder {str(folder)!r} has a config.json but no weights (*.safetensors)")

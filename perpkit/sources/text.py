@@ -1,0 +1,246 @@
+"""Loading text as token windows for training, calibration and test."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .hub import hub_reachable, unreachable
+from .storyworld import SPLITS, Story, stories
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HUB_TEXTS: dict[str, dict[str, Any]] = {
+    "wikitext2": {
+        "path": "Salesforce/wikitext",
+        "name": "wikitext-2-raw-v1",
+    },
+    "c4": {
+        "path": "allenai/c4",
+        "data_files": {
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "test": "en/c4-validation.00000-of-00008.json.gz",
+        },
+    },
+}
+LONGEST_DEFAULT = 2048
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token windows of one text: three int64 tensors `[windows, length]`, disjoint, without padding.
+
+    `floor` is the lowest perplexity that any model can reach on the test windows in expectation, where it is
+    known (the story world), else None.
+    """
+
+    name: str
+    train: torch.Tensor = field(repr=False)
+    calibration: torch.Tensor = field(repr=False)
+    test: torch.Tensor = field(repr=False)
+    floor: float | None = None
+
+    @property
+    def protocol(self) -> str:
+        """What a perplexity on the test windows was measured on, in words."""
+        windows, length = self.test.shape
+        return f"{self.name}, test split, {windows} windows of {length} tokens"
+
+
+def load_text(
+    source: str | Path | Mapping[str, str | Path],
+    tokenizer,
+    *,
+    length: int | None = None,
+    windows: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Text:
+    """Load a text and cut it into windows of `length` tokens for train, calibration and test.
+
+    `source` is `"storyworld"` (unlimited, its test split always the same stories of seed 0), `"wikitext2"`
+    or `"c4"` from the Hub, a local file (`.jsonl` with a field `text` in each line, else plain text with one
+    document a line), or a mapping from split to file. A single file is cut into 80 % train, 10 % calibration
+    and 10 % test, in that order; a missing calibration split is the last tenth of the training documents.
+    The documents of a split are joined by two newlines, tokenised once and cut without overlap; the rest
+    is dropped. `length` is the tokenizer's context length unless told, at most 2048. `windows` caps the
+    number of windows by split. `seed` chooses the training and calibration stories of the story world.
+
+    Raises ValueError for an unknown name, a file without text, a text shorter than one window, and a hub
+    that cannot be reached.
+
+    >>> from perpkit.sources.models import load_model
+    >>> _, tokenizer = load_model("tiny-opt", device="cpu")
+    >>> text = load_text("storyworld", tokenizer, windows={"train": 16})
+    >>> text.train.shape, text.floor < 2.2
+    (torch.Size([16, 128]), True)
+    """
+    length = _window_length(tokenizer, length)
+    caps = dict(windows or {})
+    if unknown := set(caps) - set(SPLITS):
+        raise ValueError(f"unknown split {min(unknown)!r} in windows; the splits are {', '.join(SPLITS)}")
+    if source == "storyworld":
+        return _storyworld(tokenizer, length, caps, seed)
+    name, documents = _documents(source)
+    found = {}
+    for split in SPLITS:
+        found[split] = _cut(tokenizer, "\n\n".join(documents[split]), length)[: caps.get(split)]
+        if not len(found[split]):
+            raise ValueError(
+                f"the {split} split of {name!r} is shorter than one window of {length} tokens; "
+                "give a longer text or a smaller length="
+            )
+    return Text(name, found["train"], found["calibration"], found["test"])
+
+
+def check_windows(model: "PreTrainedModel", windows: torch.Tensor) -> None:
+    """Raise ValueError unless these are token windows `[n, length]` that the model can read."""
+    if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
+        raise ValueError(f"windows have shape {tuple(windows.shape)}; want [windows, length >= 2]")
+    config = model.config.get_text_config()
+    vocabulary = config.vocab_size
+    if windows.min() < 0 or windows.max() >= vocabulary:
+        raise ValueError(
+            f"a token id is {int(windows.max())} but the model's vocabulary has {vocabulary} tokens: "
+            "the text was cut with another model's tokenizer"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and windows.shape[1] > context:
+        raise ValueError(f"windows of {windows.shape[1]} tokens exceed the model's context of {context}")
+
+
+def _window_length(tokenizer, length: int | None) -> int:
+    if length is None:
+        return min(tokenizer.model_max_length, LONGEST_DEFAULT)
+    if length < 2:
+        raise ValueError(f"length is {length}; a window needs at least 2 tokens")
+    return length
+
+
+def _cut(tokenizer, text: str, length: int) -> torch.Tensor:
+    # verbose=False: the whole text is longer than the context on purpose.
+    ids = tokenizer(text, verbose=False).input_ids if text else []
+    count = len(ids) // length
+    return torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
+
+
+def _documents(source: str | Path | Mapping) -> tuple[str, dict[str, list[str]]]:
+    """The documents of each split."""
+    if isinstance(source, Mapping):
+        if unknown := set(source) - set(SPLITS):
+            raise ValueError(f"unknown split {min(unknown)!r}; the splits are {', '.join(SPLITS)}")
+        if missing := {"train", "test"} - set(source):
+            raise ValueError(f"the mapping of files has no {min(missing)!r} split")
+        documents = {split: _read(Path(path).expanduser()) for split, path in source.items()}
+        name = " / ".join(Path(path).name for path in source.values())
+    elif str(source) in HUB_TEXTS:
+        name, documents = str(source), _from_hub(str(source))
+    elif Path(source).expanduser().is_file():
+        rows = _read(Path(source).expanduser())
+        name = Path(source).name
+        first, second = int(0.8 * len(rows)), int(0.9 * len(rows))
+        return name, {"train": rows[:first], "calibration": rows[first:second], "test": rows[second:]}
+    else:
+        valid = ("storyworld", *HUB_TEXTS)
+        near = difflib.get_close_matches(str(source), valid, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown text {str(source)!r}{hint} A text is {', '.join(map(repr, valid))}, the path of an "
+            "existing file, or a mapping from split to file"
+        )
+    if "calibration" not in documents:
+        rows = documents["train"]
+        cut = int(0.9 * len(rows))
+        documents["train"], documents["calibration"] = rows[:cut], rows[cut:]
+    return name, documents
+
+
+def _read(path: Path) -> list[str]:
+    """The documents of a local file."""
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the text file {str(path)!r}: {error}") from error
+    if path.suffix == ".jsonl":
+        rows = [_field(row, path, number) for number, row in enumerate(rows, 1)]
+    if not any(row.strip() for row in rows):
+        raise ValueError(f"the text file {str(path)!r} is empty")
+    return rows
+
+
+def _field(line: str, path: Path, number: int) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f'{path.name}, line {number}: not a JSON object with a string field "text"')
+    return text
+
+
+def _from_hub(name: str) -> dict[str, list[str]]:
+    """The documents of a text from the Hub; the cache is enough when the Hub cannot be reached."""
+    import datasets
+
+    recipe = HUB_TEXTS[name]
+    # The dataset client reads its offline switch once, at import; it has no local_files_only.
+    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not hub_reachable()
+    try:
+        return {
+            split: list(datasets.load_dataset(**recipe, split=split)["text"]) for split in ("train", "test")
+        }
+    except (OSError, ValueError) as error:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise unreachable(f"the text {name!r}") from error
+        raise ValueError(f"cannot load the text {name!r}: {error}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+STORYWORLD_WINDOWS = {"train": 4096, "calibration": 128, "test": 160}
+
+
+def _storyworld(tokenizer, length: int, caps: dict[str, int], seed: int) -> Text:
+    found, floor = {}, None
+    for split in SPLITS:
+        # The test split is the same for every seed, so that perplexities can be compared.
+        stream = stories(split, 0 if split == "test" else seed)
+        wanted = caps.get(split, STORYWORLD_WINDOWS[split])
+        if wanted < 1:
+            raise ValueError(f"windows[{split!r}] is {wanted}; it must be at least 1")
+        told: list[Story] = []
+        ids: list[int] = []
+        while len(ids) < wanted * length:
+            # About five characters a token; the loop comes round if that was too few.
+            missing = 5 * (wanted * length - len(ids))
+            while missing > 0:
+                told.append(next(stream))
+                missing -= len(told[-1].text)
+            whole = "\n\n".join(story.text for story in told)
+            joined = tokenizer(whole, return_offsets_mapping=True, verbose=False)
+            ids = joined.input_ids
+        found[split] = torch.tensor(ids[: wanted * length]).view(wanted, length)
+        if split == "test":
+            nats = _surprisal_by_token(told, joined.offset_mapping)[: wanted * length]
+            # The first token of a window is given, not predicted.
+            floor = math.exp(torch.tensor(nats, dtype=torch.float64).view(wanted, length)[:, 1:].mean())
+    name = f"storyworld (seed {seed})"
+    return Text(name, found["train"], found["calibration"], found["test"], floor)
+
+
+def _surprisal_by_token(told: list[Story], offsets: list[tuple[int, int]]) -> list[float]:
+    """Charge every choice of the grammar to the first token that ends after the point of the choice."""
+    nats = [0.0] * len(offsets)
+    token = start = 0
+    for story in told:
+        for position, amount in story.surprisals:
+            while offsets[token][1] <= start + position:
+                token += 1
+            nats[token] += amount
+        start += len(story.text) + len("\n\n")
+    return nats
