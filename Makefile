@@ -27,7 +27,7 @@ notebooks: .venv/.installed ## execute all notebooks and store their outputs
 
 bench: .venv/.installed ## run all benchmarks
 	@failed=; \
-	for script in benchmarks/*.py; do \
+	for script in benchmarks/[a-z]*.py; do \
 		echo "== $$script"; \
 		$(BIN)/python "$$script" || failed="$$failed $$script"; \
 	done; \

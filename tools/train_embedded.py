@@ -8,13 +8,15 @@ spent on copying random sequences, before any story.
 """
 
 import argparse
-import hashlib
+import copy
 import json
 import math
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
@@ -22,12 +24,20 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from perpkit.evaluation.perplexity import perplexity
 from perpkit.evaluation.zero_shot import zero_shot
+from perpkit.pruning.prune import prune
+from perpkit.retraining.retrain import retrain
+from perpkit.retraining.subsets import SUBSETS
+from perpkit.sources.models import load_model
 from perpkit.sources.storyworld import stories
 from perpkit.sources.text import load_text
 
 CONTEXT = 128
 VOCABULARY = 1024
-WIDTH, LAYERS, HEADS = 64, 3, 4
+WIDTH, LAYERS, HEADS = 48, 3, 4
+BATCH, COPY_BATCH = 8, 16
+COPY_STEPS, MIX_STEPS, STORY_STEPS = 2_000, 2_000, 12_000
+COPY_RATE, STORY_RATE = 2e-3, 4e-3
+RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,23 +111,136 @@ def look_back(model: OPTForCausalLM, scale: float = 0.1, sharpness: float = 6.0)
         attention.k_proj.weight[rows], attention.q_proj.weight[rows] = sharpness * key, sharpness * query
 
 
-def copying_windows(count: int, tokens: torch.Tensor, glue: int, generator: torch.Generator) -> torch.Tensor:
-    """Windows `[count, 128]` of a random sequence repeated, its period 5 to 19; a quarter is the glue token.
+def copying_windows(count: int, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Windows `[count, 128]`, each a random sequence of 5 to 19 tokens again and again."""
+    windows = []
+    for _ in range(count):
+        period = int(torch.randint(5, 20, (1,), generator=generator))
+        sequence = tokens[torch.randint(len(tokens), (period,), generator=generator)]
+        windows.append(sequence.repeat(CONTEXT // period + 1)[:CONTEXT])
+    return torch.stack(windows)
 
-    The glue (the possessive "'s") follows everything, so one token of context does not tell what comes next.
-    """
-    period = int(torch.randint(5, 20, (1,), generator=generator))
-    sequence = tokens[torch.randint(len(tokens), (count, period), generator=generator)]
-    sequence[torch.rand(sequence.shape, generator=generator) < 0.25] = glue
-    return sequence.repeat(1, CONTEXT // period + 1)[:, :CONTEXT]
 
-
-def story_windows(tokenizer, seed: int):
-    """Batches without end of windows `[8, 128]` of the training stories, one after the other."""
+def story_windows(tokenizer, seed: int) -> Iterator[torch.Tensor]:
+    """Windows of the training stories without end, one after the other."""
     told = stories("train", seed)
     ids: list[int] = []
     while True:
-        while len(ids) < 8 * CONTEXT:
+        while len(ids) < CONTEXT:
             ids += tokenizer("".join(s.text + "\n\n" for s in islice(told, 2000)), verbose=False).input_ids
-        yield torch.tensor(ids[: 8 * CONTEXT]).view(8, CONTEXT)
-        ids = ids[8 * CONTEXT :]
+        for start in range(0, len(ids) - CONTEXT + 1, CONTEXT):
+            yield torch.tensor(ids[start : start + CONTEXT])
+        ids = ids[len(ids) - len(ids) % CONTEXT :]
+
+
+def train(seed: int, log: list[dict]) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
+    """Train from nothing; every thousand steps a line in the log."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = train_tokenizer()
+    text = load_text("storyworld", tokenizer)
+    model = fresh_model()
+    used = torch.unique(text.train)
+    told = story_windows(tokenizer, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+    started = time.perf_counter()
+    for step in range(COPY_STEPS + STORY_STEPS):
+        optimizer.param_groups[0]["lr"] = learning_rate(step)
+        # Nothing but copying at first, then less and less of it among the stories.
+        copies = COPY_BATCH if step < COPY_STEPS else copied_share(step)
+        kept = [] if step < COPY_STEPS else [next(told) for _ in range(BATCH - copies)]
+        tokens = torch.stack([*kept, *copying_windows(copies, used, generator)] if copies else kept)
+        logits = model(input_ids=tokens).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 1000 == 0:
+            seconds = round(time.perf_counter() - started)
+            reached = perplexity(model, text.test)
+            log.append({"step": step + 1, "loss": loss.item(), "perplexity": reached, "seconds": seconds})
+            print(log[-1], flush=True)
+    return model, tokenizer
+
+
+def learning_rate(step: int) -> float:
+    """Constant for copying, a cosine to zero for the stories, each after 100 steps of warm-up."""
+    if step < COPY_STEPS:
+        return COPY_RATE * min(1.0, (step + 1) / 100)
+    step -= COPY_STEPS
+    return STORY_RATE * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / STORY_STEPS)))
+
+
+def copied_share(step: int) -> int:
+    """How many of the eight windows of a story batch are still for copying."""
+    left = 1 - (step - COPY_STEPS) / MIX_STEPS
+    return max(1, round(BATCH / 2 * left)) if left > 0 else 0
+
+
+def measure(folder: Path) -> dict:
+    """Everything that is said of the model, measured on the files as they are loaded."""
+    model, tokenizer = load_model(folder)
+    text = load_text("storyworld", tokenizer)
+    accuracy = zero_shot(model, tokenizer)
+    pruned = {}
+    for sparsity in (0.3, 0.4, 0.5, 0.6, 0.7):
+        copied = copy.deepcopy(model)
+        prune(copied, "magnitude", sparsity=sparsity)
+        pruned[str(sparsity)] = round(perplexity(copied, text.test), 3)
+    return {
+        "parameters": model.num_parameters(),
+        "protocol": text.protocol,
+        "floor": round(text.floor or math.nan, 4),
+        "perplexity": round(perplexity(model, text.test), 4),
+        "accuracy": dict(zip(accuracy.task, accuracy.accuracy.round(3), strict=True)),
+        "magnitude": pruned,
+    }
+
+
+def search_rates(folder: Path) -> dict[str, float]:
+    """The learning rate of each subset with the lowest perplexity after 100 steps at 60 % magnitude."""
+    model, tokenizer = load_model(folder)
+    text = load_text("storyworld", tokenizer)
+    best = {}
+    for subset in SUBSETS:
+        reached = {}
+        for lr in RATES:
+            copied = copy.deepcopy(model)
+            masks = prune(copied, "magnitude", sparsity=0.6)
+            try:
+                retrain(copied, text.train, masks=masks, subset=subset, lr=lr, progress=False)
+            except ValueError:
+                continue
+            reached[lr] = perplexity(copied, text.test)
+        best[subset] = min(reached, key=reached.__getitem__)
+        print(subset, {lr: round(value, 3) for lr, value in reached.items()}, flush=True)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("data/models/tiny-opt"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    log: list[dict] = []
+    model, tokenizer = train(options.seed, log)
+    model.half().save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    for file in options.out.iterdir():
+        file.chmod(0o644)
+    pd.DataFrame(log).to_csv(options.out / "training_log.csv", index=False, float_format="%.4f")
+    recipe = {
+        "command": f"python tools/train_embedded.py --seed {options.seed}",
+        "steps": {"copying": COPY_STEPS, "stories": STORY_STEPS},
+        "torch": torch.__version__,
+        "measured": measure(options.out),
+        "retraining_rates": search_rates(options.out),
+    }
+    (options.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    print(json.dumps(recipe, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,63 +2,104 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from ..experiments.sweep import Cancelled
 
-Work = Callable[[Callable[[], bool]], None]
+
+class Request:
+    """One piece of work as it sees itself: whether to stop, and the right to show something.
+
+    `stop` is set and `show` runs under the same lock, so nothing is shown after a cancel or a newer request.
+    """
+
+    def __init__(self, lock: "threading.RLock"):
+        self._lock = lock
+        self._stop = threading.Event()
+
+    def cancelled(self) -> bool:
+        """Whether a newer request or a cancel has made this one useless."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Make this request useless."""
+        with self._lock:
+            self._stop.set()
+
+    def show(self, update: Callable[[], None]) -> None:
+        """Run the update, unless this request has become useless; it cannot become so meanwhile."""
+        with self._lock:
+            if not self._stop.is_set():
+                update()
+
+
+Work = Callable[[Request], None]
 
 
 class Job:
-    """Runs requests in a thread: a new one cancels the running one and replaces any that waits.
+    """Runs requests in a thread: a new one stops the running one and replaces any that waits.
 
-    `work(cancelled)` is the request; it asks `cancelled()` often and may raise Cancelled. Any other
-    exception goes to `on_error`, in the same thread.
+    `work(request)` asks `request.cancelled()` often and may raise Cancelled; what others can see it changes
+    only through `request.show(update)`. Any other exception goes to `on_error`, unless nobody waits for this
+    request any more. `lock` is held by every update; hold it too to change what they change.
 
     >>> done = []
     >>> job = Job(on_error=print)
-    >>> job.submit(lambda cancelled: done.append(1))
+    >>> job.submit(lambda request: request.show(lambda: done.append(1)))
     >>> job.wait(), done
     (True, [1])
     """
 
     def __init__(self, on_error: Callable[[Exception], None]):
+        # Reentrant: an update may submit the next request.
+        self.lock = threading.RLock()
         self._on_error = on_error
-        self._lock = threading.Lock()
-        self._pending: Work | None = None
-        self._stop = threading.Event()
+        self._running = Request(self.lock)
+        self._waiting: Work | None = None
         self._idle = threading.Event()
         self._idle.set()
 
     def submit(self, work: Work) -> None:
         """Run the work as soon as the running one has stopped; returns at once."""
-        with self._lock:
-            self._stop.set()
-            self._pending = work
+        with self.lock:
+            self._running.stop()
+            self._waiting = work
             if self._idle.is_set():
                 self._idle.clear()
-                threading.Thread(target=self._run, daemon=True).start()
+                threading.Thread(target=self._run, name="perpkit-job", daemon=True).start()
 
     def cancel(self) -> None:
         """Stop the running work and forget the waiting one; returns at once."""
-        with self._lock:
-            self._stop.set()
-            self._pending = None
+        with self.lock:
+            self._running.stop()
+            self._waiting = None
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing runs or waits; False when the time is over first."""
+        """Wait until nothing runs or waits; False when the time, in seconds, is over first."""
         return self._idle.wait(timeout)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                work, self._pending = self._pending, None
-                if work is None:
-                    self._idle.set()
-                    return
-                stop = self._stop = threading.Event()
-            try:
-                work(stop.is_set)
-            except Cancelled:
-                pass
-            except Exception as error:
-                self._on_error(error)
+        try:
+            while work := self._next():
+                self._do(work)
+        except BaseException:
+            # An error in on_error itself ends this thread; the next request starts another.
+            self._idle.set()
+            raise
+
+    def _next(self) -> Work | None:
+        with self.lock:
+            work, self._waiting = self._waiting, None
+            self._running = Request(self.lock)
+            if work is None:
+                self._idle.set()
+            return work
+
+    def _do(self, work: Work) -> None:
+        request = self._running
+        try:
+            work(request)
+        except Cancelled:
+            pass
+        except Exception as error:
+            request.show(partial(self._on_error, error))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .world import (
+    ACTIVITIES,
     ADJECTIVES,
     ANIMALS,
     COLOURS,
@@ -65,21 +66,13 @@ class Teller:
 
 @dataclass
 class Scenery:
-    """What a story sets up at its beginning and comes back to; `people[0]` was introduced first."""
+    """What a story sets up at its beginning and comes back to; the first of two was named first."""
 
     day: str
     season: str
     people: list[str] = field(default_factory=list)
-    colour: dict[str, str] = field(default_factory=dict)
+    activity: dict[str, str] = field(default_factory=dict)
     toy: dict[str, str] = field(default_factory=dict)
-
-    def other(self, person: str) -> str:
-        """The other one of the two people."""
-        return self.people[1 - self.people.index(person)]
-
-    def belonging(self, person: str) -> str:
-        """The toy of a person with its colour."""
-        return f"{self.colour[person]} {self.toy[person]}"
 
 
 def _introduce(t: Teller, scenery: Scenery) -> None:
@@ -92,27 +85,44 @@ def _introduce(t: Teller, scenery: Scenery) -> None:
         t.say(f"{person} works as a {JOB[person]} in {TOWN[person]}.")
     else:
         t.say(f"{person} comes from {TOWN[person]}, a {JOB[person]} by trade.")
-    t.say(f"{person}'s")
-    scenery.colour[person] = t.pick([c for c in COLOURS if c not in scenery.colour.values()])
-    t.say(scenery.colour[person])
-    scenery.toy[person] = t.pick([toy for toy in TOYS if toy not in scenery.toy.values()])
-    t.say(f"{scenery.toy[person]} is")
-    t.say(t.pick(ADJECTIVES))
-    t.say(".")
 
 
-def _recall(t: Teller, scenery: Scenery, person: str) -> None:
-    """Name the toy that belongs to the person: the question of who has what."""
-    t.say(f"{person}'s")
-    order = "first" if person == scenery.people[0] else "second"
-    t.ask("recall", order, scenery.belonging(person), [scenery.belonging(scenery.other(person))])
+def _set_up(t: Teller, scenery: Scenery) -> None:
+    """Who does what, and which toy has which colour."""
+    for person in scenery.people:
+        if scenery.activity:
+            t.say("and")
+        t.say(person)
+        taken = scenery.activity.values()
+        scenery.activity[person] = t.pick([activity for activity in ACTIVITIES if activity not in taken])
+        t.say(scenery.activity[person])
+    t.say(". On the floor lie a")
+    for last in (False, True):
+        colour = t.pick([colour for colour in COLOURS if colour not in scenery.toy])
+        t.say(colour)
+        taken = scenery.toy.values()
+        scenery.toy[colour] = t.pick([toy for toy in TOYS if toy not in taken])
+        t.say(scenery.toy[colour])
+        t.say("." if last else "and a")
+
+
+def _recall(t: Teller, ability: str, key: str, known: dict[str, str]) -> None:
+    """Say the key, then what was set up for it: the question of who does what, or what has which colour."""
+    t.say(key)
+    (other,) = (value for named, value in known.items() if named != key)
+    order = "first" if key == next(iter(known)) else "second"
+    t.ask("recall", f"{ability} {order}", known[key], [other])
 
 
 def _playing(t: Teller, scenery: Scenery) -> None:
-    person = t.pick(scenery.people)
-    t.say(person)
-    t.say(t.pick(["borrows", "likes"]))
-    _recall(t, scenery, scenery.other(person))
+    if t.pick([True, False]):
+        t.say("Once more")
+        _recall(t, "activity", t.pick(scenery.people), scenery.activity)
+    else:
+        t.say(t.pick(scenery.people))
+        t.say(t.pick(["takes", "likes"]))
+        t.say("the")
+        _recall(t, "toy", t.pick(list(scenery.toy)), scenery.toy)
     t.say(t.pick(MOMENTS))
     t.say(".")
 
@@ -237,9 +247,12 @@ def _material(t: Teller, scenery: Scenery) -> None:
 
 def _farewell(t: Teller, scenery: Scenery) -> None:
     person = t.pick(scenery.people)
-    t.say(t.pick(["In the evening", "At night"]))
-    _recall(t, scenery, person)
-    t.say(f"is back in {TOWN[person]}")
+    t.say("At night the")
+    _recall(t, "toy", t.pick(list(scenery.toy)), scenery.toy)
+    t.say("goes home with")
+    t.say(person)
+    t.say(f"to {TOWN[person]}. Once more")
+    _recall(t, "activity", t.pick(scenery.people), scenery.activity)
     t.say(".")
 
 
@@ -248,7 +261,7 @@ WEIGHTS = [2.0, 2.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0]
 
 
 def tell(t: Teller) -> None:
-    """Tell one story of a day: two people and their toys, three scenes, a farewell."""
+    """Tell one story of a day: two people, two toys, three scenes, a farewell."""
     t.say("It is a")
     day = t.pick(WEEKDAYS)
     t.say(f"{day} in")
@@ -257,6 +270,7 @@ def tell(t: Teller) -> None:
     scenery = Scenery(day, season)
     _introduce(t, scenery)
     _introduce(t, scenery)
+    _set_up(t, scenery)
     for _ in range(3):
         t.pick(SCENES, WEIGHTS)(t, scenery)
     _farewell(t, scenery)

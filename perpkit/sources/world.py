@@ -119,6 +119,7 @@ MATERIAL = {
     "vase": "glass",
 }
 THINGS = list(MATERIAL)
+ACTIVITIES = "cooks dances draws fishes hums naps reads runs sews skates sweeps swims".split()
 TOYS = "ball bell boat crown doll drum flag flute horn kite mask puppet".split()
 
 TOWNS = (
