@@ -1,7 +1,11 @@
 """Explorers: sliders and buttons over calls that a cell could make."""
 
+import functools
 import html
-import threading
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -10,127 +14,253 @@ import pandas as pd
 from ..experiments.grid import Experiment, Grid
 from ..experiments.store import Store
 from ..experiments.sweep import sweep
-from .job import Job
-from .plots import DataFigure, plot_curves
+from .job import Job, Request
+from .plots import GREY, DataFigure, plot_curves
 
-SLIDER = [round(0.05 * step, 2) for step in range(19)]
+SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
+SECONDS_BETWEEN_NEWS = 0.2
+SPINNER = '<i class="fa fa-spinner fa-spin" title="working"></i>'
+
+
+def _guarded(callback):
+    """Show in the widget what goes wrong in a callback: raised into the front end, nobody would see it."""
+
+    @functools.wraps(callback)
+    def call(self, *arguments):
+        try:
+            callback(self, *arguments)
+        except Exception as error:
+            self._failed(error)
+
+    return call
 
 
 class SparsityExplorer(widgets.VBox):
     """Drag the sparsity, choose what is retrained, watch the perplexity explode and come back.
 
     The curves start with the grid's finished rows; a point that is missing is computed in the background
-    when the slider comes to rest on it, and kept in the store. `figure()` is what is shown, for a page that
-    is read without a kernel.
+    when the slider comes to rest on it (with the grid's first seed), and kept in the store. Cancel takes
+    effect within one training step. What went wrong is shown in words; `error` holds the last exception.
 
-    Raises ValueError when the grid mixes models, texts or criteria.
+    Raises ValueError when the grid mixes models, texts, criteria, lengths or ways to do one retraining, and
+    when the store cannot be used.
 
     >>> import tempfile
     >>> explorer = SparsityExplorer(Grid(sparsity=[0.5]), store=Path(tempfile.mkdtemp()) / "results.sqlite")
-    >>> explorer.show(0.5, "none"), explorer.wait(60)
-    (None, True)
-    >>> "perplexity" in explorer.message.value
-    True
+    >>> explorer.show(0.7, "none")
+    >>> explorer.wait(60), explorer.message.value[:16]
+    (True, '70 %: perplexity')
     """
 
     def __init__(self, grid: Grid, *, store: Store | str | Path | None = None):
         experiments = list(grid)
-        for axis in ("model", "text", "criterion"):
-            if len({getattr(experiment, axis) for experiment in experiments}) > 1:
-                raise ValueError(f"the explorer shows one {axis} at a time; give it a grid with one {axis}")
+        self._inputs = _inputs_by_retraining(experiments)
         self._store = store if isinstance(store, Store) else Store(store)
-        self._template = experiments[0]
-        found = self._store.get(experiment.key() for experiment in experiments)
-        self._rows = pd.DataFrame(list(found.values()))
-        self._lock = threading.Lock()
-        self._job = Job(self._show_error)
+        self._rows = self._store.get(experiment.key() for experiment in experiments)
+        # Its lock guards the rows and the widgets.
+        self._job = Job(self._failed)
+        self.error: Exception | None = None
 
-        choices = list(dict.fromkeys(["none", *(experiment.retrain for experiment in experiments)]))
+        sparsities = sorted({experiment.sparsity for experiment in experiments})
         self.sparsity = widgets.SelectionSlider(
-            options=[(f"{100 * s:.0f} %", s) for s in SLIDER],
-            value=0.5,
+            options=[(_percent(value), value) for value in sorted({*SPARSITIES, *sparsities})],
+            value=sparsities[len(sparsities) // 2],
             description="sparsity",
             continuous_update=False,
         )
-        self.retrain = widgets.Dropdown(options=choices, value="none", description="retrain")
+        self.retrain = widgets.Dropdown(options=list(self._inputs), value="none", description="retrain")
         self.cancel = widgets.Button(description="Cancel", disabled=True, icon="stop")
         self.message = widgets.HTML()
         self.picture = widgets.Image(
-            format="png", layout=widgets.Layout(width="auto", align_self="flex-start")
+            format="png", layout=widgets.Layout(width="720px", max_width="100%", align_self="flex-start")
         )
-        for name, widget in vars(self).copy().items():
-            if isinstance(widget, widgets.Widget):
-                widget.add_class(f"perpkit-{name}")
-        self.sparsity.observe(self._moved, names="value")
-        self.retrain.observe(self._moved, names="value")
-        self.cancel.on_click(lambda _: self._job.cancel())
-        controls = widgets.HBox([self.sparsity, self.retrain, self.cancel])
-        super().__init__([controls, self.message, self.picture])
-        self._draw()
-        self._moved(None)
+        for name in ("sparsity", "retrain", "cancel", "message", "picture"):
+            getattr(self, name).add_class(f"perpkit-{name}")
+        self.sparsity.observe(self._on_point, names="value")
+        self.retrain.observe(self._on_point, names="value")
+        self.cancel.on_click(self._on_cancel)
+        super().__init__(
+            [widgets.HBox([self.sparsity, self.retrain, self.cancel]), self.message, self.picture]
+        )
+        if self._rows:
+            self.picture.value = _marked(self._table(), self.sparsity.value, "none").png()
+        self._on_point()
+
+    def __repr__(self) -> str:
+        # What is left of the widget in a notebook that is read without a kernel.
+        return "SparsityExplorer: moves in a running notebook; its figure() is a picture"
 
     def show(self, sparsity: float, retrain: str) -> None:
-        """Put the controls on a point, as a hand would.
+        """Put the controls on a point, as a hand would, and ask for it, again if need be.
 
         Raises ValueError for a sparsity or a retraining that the controls do not offer.
         """
-        if sparsity not in SLIDER or retrain not in self.retrain.options:
+        sparsities = [value for _, value in self.sparsity.options]
+        if sparsity not in sparsities or retrain not in self.retrain.options:
             raise ValueError(
-                f"the explorer offers the sparsities {SLIDER} and the retrainings {self.retrain.options}"
+                f"cannot show {retrain!r} at {sparsity}: the explorer offers the retrainings "
+                f"{', '.join(self.retrain.options)} and the sparsities {sparsities}"
             )
         self.retrain.value = retrain
         self.sparsity.value = sparsity
+        self._on_point()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything that was asked for is shown; False when the time is over first."""
+        """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
         return self._job.wait(timeout)
 
     def figure(self) -> DataFigure:
-        """The curves as they are now, the chosen sparsity marked."""
-        with self._lock:
-            rows = self._rows.sort_values("sparsity", kind="stable")
-        figure = plot_curves(rows)
-        figure.axes[0].axvline(self.sparsity.value, color="#666666", linewidth=1)
-        return figure
+        """The curves with the chosen point marked, once everything asked for is computed.
 
-    def _moved(self, _change) -> None:
-        chosen = [
-            self._at(self.sparsity.value, subset) for subset in dict.fromkeys(["none", self.retrain.value])
-        ]
-        self.cancel.disabled = False
-        self._say(f"computing {self.retrain.value} at {100 * self.sparsity.value:.0f} % …")
-        self._job.submit(lambda cancelled: self._compute(chosen, cancelled))
+        Raises ValueError when there is no finished row.
+        """
+        self.wait()
+        return _marked(self._table(), self.sparsity.value, self.retrain.value)
 
-    def _at(self, sparsity: float, retrain: str) -> Experiment:
-        same = {name: getattr(self._template, name) for name in ("model", "text", "criterion", "length")}
-        return Experiment(**same, sparsity=sparsity, retrain=retrain)
+    @_guarded
+    def _on_point(self, _change=None) -> None:
+        sparsity, retrain = self.sparsity.value, self.retrain.value
+        with self._job.lock:
+            self.cancel.disabled = False
+            self.message.value = f"{_percent(sparsity)}: {SPINNER}"
+            self._job.submit(lambda request: self._compute(request, sparsity, retrain))
 
-    def _compute(self, chosen: list[Experiment], cancelled) -> None:
-        try:
-            rows = sweep(chosen, store=self._store, progress=False, cancelled=cancelled)
-        finally:
+    @_guarded
+    def _on_cancel(self, _button) -> None:
+        with self._job.lock:
+            # Enabled means that something runs: a click that comes too late must not hide its result.
+            if not self.cancel.disabled:
+                self._job.cancel()
+                self.cancel.disabled = True
+                self.message.value = "cancelled; finished rows are kept"
+
+    def _failed(self, error: Exception) -> None:
+        with self._job.lock:
+            self.error = error
             self.cancel.disabled = True
-            if cancelled():
-                self._say("cancelled; what was finished is kept")
-        with self._lock:
-            keys = ["sparsity", "retrain", "seed"]
-            self._rows = pd.concat([self._rows, rows]).drop_duplicates(keys, ignore_index=True)
-        self._draw()
-        pruned, shown = rows.iloc[0], rows.iloc[-1]
-        words = f"perplexity {pruned.dense_perplexity:.2f} dense → {pruned.perplexity:.2f} pruned"
-        if shown.retrain != "none":
-            words += (
-                f" → <b>{shown.perplexity:.2f}</b> after retraining {html.escape(shown.retrain)} "
-                f"({100 * shown.trainable_share:.2g} % of the parameters, {shown.seconds:.1f} s)"
+            self.message.value = (
+                '<span style="color: var(--jp-error-color1, #b00020)">'
+                f"<b>{type(error).__name__}</b>: {html.escape(str(error))}</span>"
             )
-        self._say(words)
 
-    def _draw(self) -> None:
-        if not self._rows.empty:
-            self.picture.value = self.figure()._repr_png_()
+    def _compute(self, request: Request, sparsity: float, retrain: str) -> None:
+        """Compute what is missing of a point and show it; the pruned model before the retraining begins."""
+        names = dict.fromkeys(["none", retrain])
+        chosen = [Experiment(**self._inputs[name], sparsity=sparsity) for name in names]
+        keys = [experiment.key() for experiment in chosen]
+        missing = set(keys) - set(self._store.get(keys))
+        text = f"{_percent(sparsity)}: "
+        for key, experiment in zip(keys, chosen, strict=True):
+            watch = self._watch(request, experiment, text)
+            results = sweep([experiment], store=self._store, progress=False, cancelled=watch)
+            with self._job.lock:
+                self._rows[key] = results.to_dict("records")[0]
+            missing.discard(key)
+            table = self._table()
+            text += _result(table, experiment)
+            last = key == keys[-1]
+            if (last or missing) and not request.cancelled():
+                png = _marked(table, sparsity, retrain).png()
+                request.show(functools.partial(self._publish, png, text, last))
 
-    def _say(self, words: str) -> None:
-        self.message.value = f"<span>{words}</span>"
+    def _watch(self, request: Request, experiment: Experiment, text: str) -> Callable[[], bool]:
+        """The sweep's question before every training step and measured batch, whether to stop; tells the news."""
+        step, told = 0, time.monotonic()
 
-    def _show_error(self, error: Exception) -> None:
-        self._say(f"<b>{type(error).__name__}</b>: {html.escape(str(error))}")
+        def cancelled() -> bool:
+            nonlocal step, told
+            step += 1
+            if time.monotonic() - told > SECONDS_BETWEEN_NEWS:
+                told = time.monotonic()
+                request.show(functools.partial(self._publish, None, text + _news(experiment, step), False))
+            return request.cancelled()
+
+        return cancelled
+
+    def _publish(self, png: bytes | None, text: str, last: bool) -> None:
+        if png is not None:
+            self.picture.value = png
+        self.message.value = text
+        self.cancel.disabled = last
+
+    def _table(self) -> pd.DataFrame:
+        with self._job.lock:
+            table = pd.DataFrame(list(self._rows.values()))
+        if table.empty:
+            raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
+        # All the choices, finished or not, so that each keeps its colour.
+        table["retrain"] = pd.Categorical(table["retrain"], categories=list(self._inputs))
+        return table.sort_values(["retrain", "sparsity", "seed"], ignore_index=True)
+
+
+def _inputs_by_retraining(experiments: list[Experiment]) -> dict[str, dict]:
+    """For each retraining, first "none", the inputs that are the same at all sparsities.
+
+    Raises ValueError for inputs that an explorer has no control for and that differ.
+    """
+    first = asdict(experiments[0])
+    common = {name: first[name] for name in ("model", "text", "criterion", "length", "seed")}
+    inputs = {"none": {**common, "retrain": "none"}}
+    for experiment in experiments:
+        given = asdict(experiment)
+        # "none" has steps, lr and batch of zero, which are not to be given.
+        varying = {"sparsity"} | ({"steps", "lr", "batch"} if experiment.retrain == "none" else set())
+        fixed = inputs.setdefault(
+            experiment.retrain, {name: given[name] for name in given if name not in varying}
+        )
+        for name in fixed:
+            if name != "seed" and given[name] != fixed[name]:
+                raise ValueError(
+                    f"the explorer shows one {name} at a time, the grid has {fixed[name]!r} and "
+                    f"{given[name]!r}; make an explorer for each"
+                )
+    return inputs
+
+
+def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
+    """The curves with a line at a sparsity, and the points there of "none" and a retraining in figures."""
+    figure = plot_curves(table)
+    axes = figure.axes[0]
+    # The whole slider, so that the curves stay where they are when points are added.
+    axes.set_xlim(-0.02, max(SPARSITIES[-1], table["sparsity"].max()) + 0.04)
+    axes.axvline(sparsity, color=GREY, linewidth=1, zorder=0)
+    for name in ("none", retrain):
+        value = _point(table, sparsity, name)["perplexity"].mean()
+        if math.isfinite(value):
+            axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
+            axes.annotate(
+                f"{value:.2f}", (sparsity, value), (9, 7), textcoords="offset points", weight="bold"
+            )
+    return figure
+
+
+def _point(table: pd.DataFrame, sparsity: float, retrain: str) -> pd.DataFrame:
+    return table[(table["sparsity"] == sparsity) & (table["retrain"] == retrain)]
+
+
+def _result(table: pd.DataFrame, experiment: Experiment) -> str:
+    """What came out at one point, in words: of all its finished seeds."""
+    rows = _point(table, experiment.sparsity, experiment.retrain)
+    value = f"{rows['perplexity'].mean():.2f}"
+    seeds = f", mean of {len(rows)} seeds" if len(rows) > 1 else ""
+    if experiment.retrain == "none":
+        return f"perplexity {rows['dense_perplexity'].iloc[0]:.2f} dense → {value} pruned"
+    return (
+        f" → <b>{value}</b> after retraining {html.escape(experiment.retrain)} "
+        f"({100 * rows['trainable_share'].iloc[0]:.3g} % of the parameters, "
+        f"{rows['seconds'].mean():.1f} s{seeds})"
+    )
+
+
+def _news(experiment: Experiment, step: int) -> str:
+    """What is being done, in words, when the sweep has asked for the step-th time whether to stop."""
+    if experiment.retrain == "none":
+        return f"pruning {SPINNER}"
+    if step > experiment.steps:
+        return f" → measuring {SPINNER}"
+    done = f'<progress value="{step}" max="{experiment.steps}"></progress>'
+    return f" → retraining {html.escape(experiment.retrain)}, step {step} of {experiment.steps} {done}"
+
+
+def _percent(sparsity: float) -> str:
+    return f"{100 * sparsity:.4g} %"

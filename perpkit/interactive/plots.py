@@ -1,11 +1,17 @@
 """Plots: a table in, a figure out, nothing else."""
 
+import dataclasses
 import io
+import threading
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ..experiments.grid import Experiment
 
 # Okabe and Ito's colours, told apart by people with any colour vision; markers and dashes for print in grey.
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
@@ -19,11 +25,16 @@ DASHES: list = [
     (0, (1, 1)),
     (0, (4, 1, 1, 1)),
 ]
+GREY = "#666666"
 LABELS = {
     "perplexity": "perplexity (test)",
+    "retrain": "retrained",
     "sparsity": "sparsity of the pruned matrices",
     "trainable_share": "trainable parameters",
 }
+INPUTS = [field.name for field in dataclasses.fields(Experiment) if field.name != "seed"]
+# Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
+_DRAWING = threading.RLock()
 
 
 class DataFigure(Figure):
@@ -31,10 +42,20 @@ class DataFigure(Figure):
 
     table: pd.DataFrame
 
-    def _repr_png_(self) -> bytes:
+    def savefig(self, *args, **kwargs) -> None:
+        with _DRAWING:
+            super().savefig(*args, **kwargs)
+
+    def png(self, dpi: float = 160) -> bytes:
+        """The picture as a PNG file's bytes."""
         picture = io.BytesIO()
-        self.savefig(picture, format="png", dpi=110)
+        self.savefig(picture, format="png", dpi=dpi)
         return picture.getvalue()
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        # Drawn finer than it is shown, for projectors and high-resolution screens.
+        width, height = (round(100 * inches) for inches in self.get_size_inches())
+        return self.png(), {"width": width, "height": height}
 
 
 def plot_curves(
@@ -44,9 +65,12 @@ def plot_curves(
 
     The dense model and the floor, the best possible perplexity, are drawn as lines where the table has the
     columns `dense_perplexity` and `floor` and y is the perplexity; the axis is logarithmic when the values
-    span more than a factor of four. The caption says how many seeds there are and what the band is.
+    span more than a factor of four. The caption says how many seeds there are, what the band is, and how
+    many rows are left out because they are not finite. A categorical `hue` keeps its order and its colours
+    when a category has no rows.
 
-    Raises ValueError for an empty table or a missing column, naming those there are.
+    Raises ValueError for an empty table, a missing column, no finite value, and a curve that would mix
+    different experiments (another model, criterion, …) as if they were seeds.
 
     >>> table = pd.DataFrame({"sparsity": [0.5, 0.7], "perplexity": [3.0, 19.0], "retrain": ["none", "none"]})
     >>> figure = plot_curves(table)
@@ -58,64 +82,122 @@ def plot_curves(
     for column in (x, y, hue):
         if column not in results:
             raise ValueError(f"the table has no column {column!r}; it has {', '.join(results.columns)}")
-    figure = DataFigure(figsize=(6.4, 4.2), layout="constrained", facecolor="white")
+    finite = results[np.isfinite(results[y].astype(float))]
+    if finite.empty:
+        raise ValueError(f"no value of {y!r} is finite")
+    _check_unmixed(finite, x, hue)
+    figure = DataFigure(figsize=(7.2, 4.4), layout="constrained", facecolor="white")
+    figure.table = results.copy()
     axes = figure.add_subplot()
-    shown = results.dropna(subset=[y])
-    for i, (name, rows) in enumerate(shown.groupby(hue, sort=False)):
-        curve = rows.groupby(x)[y].agg(["mean", "min", "max"])
-        i %= len(COLOURS)
-        axes.plot(
-            curve.index,
-            curve["mean"],
-            color=COLOURS[i],
-            marker=MARKERS[i],
-            linestyle=DASHES[i],
-            label=str(name),
-            markersize=5,
-            linewidth=1.6,
-        )
-        axes.fill_between(curve.index, curve["min"], curve["max"], color=COLOURS[i], alpha=0.18, linewidth=0)
+    for i, name in enumerate(_names(results[hue])):
+        rows = finite[finite[hue] == name]
+        if not rows.empty:
+            _curve(axes, rows.groupby(x)[y].agg(["mean", "min", "max"]), _label(rows, hue, name), i)
     if y == "perplexity":
         _reference(axes, results, "dense_perplexity", "dense model", ":")
         _reference(axes, results, "floor", "best possible", "-.")
-    if shown[y].min() > 0 and shown[y].max() > 4 * shown[y].min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
-    axes.set_xlabel(LABELS.get(x, x.replace("_", " ")))
-    axes.set_ylabel(LABELS.get(y, y.replace("_", " ")))
+    if finite[y].min() > 0 and finite[y].max() > 4 * finite[y].min():
+        _logarithmic(axes, decades=np.log10(finite[y].max() / finite[y].min()))
+    axes.set_xlabel(_words(x))
+    axes.set_ylabel(_words(y))
     if x == "sparsity":
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     axes.grid(alpha=0.25)
-    axes.legend(title=hue, fontsize=9, title_fontsize=9)
-    axes.set_title(_caption(results), fontsize=8, color="#444444")
-    figure.table = results
+    axes.grid(alpha=0.12, which="minor", axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
+    # Beside the axes, where it never covers a curve.
+    figure.legend(
+        title=_words(hue), fontsize=9, title_fontsize=9, loc="outside right upper", alignment="left"
+    )
+    figure.supxlabel(_caption(results, finite, x, hue), x=0.01, ha="left", fontsize=8, color="#444444")
     return figure
+
+
+def _check_unmixed(rows: pd.DataFrame, x: str, hue: str) -> None:
+    """Raise ValueError when a point of a curve would average over anything but seeds."""
+    for column in INPUTS:
+        # The first test is only for speed: most inputs have one value in the whole table.
+        if column in rows and column not in (x, hue) and rows[column].nunique(dropna=False) > 1:
+            values = rows.groupby([hue, x], observed=True)[column].nunique(dropna=False).reset_index()
+            for name, at, count in values[values[column] > 1].itertuples(index=False):
+                raise ValueError(
+                    f"the curve {name!r} has {count} different values of {column!r} at {x} {at}; "
+                    f"select the rows of one, or draw a curve for each with hue={column!r}"
+                )
+
+
+def _words(column: str) -> str:
+    return LABELS.get(column, column.replace("_", " "))
+
+
+def _names(column: pd.Series) -> list:
+    """The curves in order: that of the categories, else that of the table."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return list(column.cat.categories)
+    return list(column.dropna().unique())
+
+
+def _label(rows: pd.DataFrame, hue: str, name: object) -> str:
+    """The name of a curve, with the share of the parameters that it trained where that is its point."""
+    if hue == "retrain" and "trainable_share" in rows and (share := rows["trainable_share"].iloc[0]) > 0:
+        return f"{name} ({100 * share:.3g} %)"
+    return str(name)
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, label: str, i: int) -> None:
+    colour = COLOURS[i % len(COLOURS)]
+    # Past the last colour the markers and dashes shift by one, so that the eighth curve is not the first.
+    shift = (i + i // len(COLOURS)) % len(COLOURS)
+    axes.plot(
+        curve.index,
+        curve["mean"],
+        color=colour,
+        marker=MARKERS[shift],
+        linestyle=DASHES[shift],
+        label=label,
+        markersize=5,
+        linewidth=1.6,
+    )
+    axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.18, linewidth=0)
 
 
 def _reference(axes: Axes, results: pd.DataFrame, column: str, label: str, dash: str) -> None:
     """A horizontal line where the column has one value; several models have no common line."""
     if column in results and results[column].nunique() == 1:
         value = results[column].dropna().iloc[0]
-        axes.axhline(value, color="#666666", linestyle=dash, linewidth=1.2, label=f"{label} ({value:.2f})")
+        axes.axhline(value, color=GREY, linestyle=dash, linewidth=1.2, label=f"{label} ({value:.2f})")
 
 
-def _caption(results: pd.DataFrame) -> str:
-    parts = []
-    for column in ("model", "criterion", "protocol"):
-        if column in results and results[column].nunique() == 1:
-            parts.append(str(results[column].iloc[0]))
-    if "seed" in results:
-        seeds = results["seed"].nunique()
-        many = f"mean of {seeds} seeds, band from lowest to highest"
-        parts.append(many if seeds > 1 else "one seed, no band")
-    return " · ".join(parts[:2]) + "\n" + " · ".join(parts[2:])
+def _logarithmic(axes: Axes, decades: float) -> None:
+    """Plain numbers on a logarithmic axis: 2, 3, 5, 10, 20, …; only powers of ten where many decades show."""
+    digits = "235" if decades < 3 else ""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
+
+
+def _caption(results: pd.DataFrame, finite: pd.DataFrame, x: str, hue: str) -> str:
+    """What was measured, how often, what the band is and what is left out."""
+    same = [c for c in ("model", "criterion", "protocol") if c in results and results[c].nunique() == 1]
+    lines = [" · ".join(str(results[column].iloc[0]) for column in same)]
+    if "seed" in finite:
+        counts = finite.groupby([hue, x], observed=True)["seed"].nunique()
+        many = counts[counts > 1]
+        if many.empty:
+            lines.append("one seed, no band")
+        else:
+            seeds = f"{many.min()}" if many.min() == many.max() else f"{many.min()} to {many.max()}"
+            alone = "; points without a band: one run" if len(many) < len(counts) else ""
+            lines.append(f"mean of {seeds} seeds, band from lowest to highest{alone}")
+    if lost := len(results) - len(finite):
+        lines.append(f"{lost} of {len(results)} rows are not finite and not shown")
+    return "\n".join(line for line in lines if line)
 
 
 def save_figure(figure: DataFigure, path: str | Path) -> list[Path]:
     """Write a figure as PDF, SVG and PNG and the table behind it as CSV; returns the files.
 
-    `path` is the name without an ending; its folder is created.
+    `path` is the name without an ending; its folder is created. The same figure gives the same files.
 
     Raises ValueError when the files cannot be written.
 
@@ -127,10 +209,14 @@ def save_figure(figure: DataFigure, path: str | Path) -> list[Path]:
     """
     path = Path(path)
     files = [path.with_name(path.name + ending) for ending in (".pdf", ".svg", ".png", ".csv")]
+    # No date and no random names inside; letters that journals and drawing programs can edit.
+    fixed: dict = {"svg.hashsalt": "perpkit", "pdf.fonttype": 42}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for file in files[:3]:
-            figure.savefig(file, dpi=200)
+        with _DRAWING, matplotlib.rc_context(fixed):
+            figure.savefig(files[0], metadata={"CreationDate": None})
+            figure.savefig(files[1], metadata={"Date": None})
+            figure.savefig(files[2], dpi=200)
         figure.table.to_csv(files[3], index=False)
     except OSError as error:
         raise ValueError(f"cannot write the figure {str(path)!r}: {error}") from error

@@ -31,7 +31,12 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source, local_only = _locate(str(name))
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    # A progress bar for a file of half a megabyte would only be noise; the caller's setting comes back.
+    shown = logging.is_progress_bar_enabled()
+    if name in EMBEDDED_MODELS:
+        logging.disable_progress_bar()
     options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -40,6 +45,9 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
         if local_only and not Path(source).is_dir():
             raise unreachable(f"the model {str(name)!r}") from error
         raise ValueError(f"cannot load {str(name)!r}: {error}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
