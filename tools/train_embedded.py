@@ -33,11 +33,11 @@ from perpkit.sources.text import load_text
 
 CONTEXT = 128
 VOCABULARY = 1024
-WIDTH, LAYERS, HEADS = 48, 3, 4
+WIDTH, LAYERS, HEADS = 56, 3, 4
 BATCH, COPY_BATCH = 8, 16
 COPY_STEPS, MIX_STEPS, STORY_STEPS = 2_000, 2_000, 12_000
 COPY_RATE, STORY_RATE = 2e-3, 4e-3
-RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1)
+RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -222,15 +222,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("data/models/tiny-opt"))
+    parser.add_argument("--measure", action="store_true", help="keep the weights, measure them again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    log: list[dict] = []
-    model, tokenizer = train(options.seed, log)
-    model.half().save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
-    for file in options.out.iterdir():
-        file.chmod(0o644)
-    pd.DataFrame(log).to_csv(options.out / "training_log.csv", index=False, float_format="%.4f")
+    if not options.measure:
+        log: list[dict] = []
+        model, tokenizer = train(options.seed, log)
+        model.half().save_pretrained(options.out)
+        tokenizer.save_pretrained(options.out)
+        for file in options.out.iterdir():
+            file.chmod(0o644)
+        pd.DataFrame(log).to_csv(options.out / "training_log.csv", index=False, float_format="%.4f")
     recipe = {
         "command": f"python tools/train_embedded.py --seed {options.seed}",
         "steps": {"copying": COPY_STEPS, "stories": STORY_STEPS},

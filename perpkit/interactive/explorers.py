@@ -164,7 +164,7 @@ class SparsityExplorer(widgets.VBox):
                 request.show(functools.partial(self._publish, png, text, last))
 
     def _watch(self, request: Request, experiment: Experiment, text: str) -> Callable[[], bool]:
-        """The sweep's question before every training step and measured batch, whether to stop; tells the news."""
+        """What the sweep asks before every step and batch: whether to stop. Shows the news on the way."""
         step, told = 0, time.monotonic()
 
         def cancelled() -> bool:
@@ -224,12 +224,19 @@ def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
     # The whole slider, so that the curves stay where they are when points are added.
     axes.set_xlim(-0.02, max(SPARSITIES[-1], table["sparsity"].max()) + 0.04)
     axes.axvline(sparsity, color=GREY, linewidth=1, zorder=0)
-    for name in ("none", retrain):
+    right = sparsity > 0.7
+    # The pruned model's figure above its point and the retrained one's below: close points stay readable.
+    for name, down in {retrain: -15, "none": 7}.items():
         value = _point(table, sparsity, name)["perplexity"].mean()
         if math.isfinite(value):
             axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
             axes.annotate(
-                f"{value:.2f}", (sparsity, value), (9, 7), textcoords="offset points", weight="bold"
+                f"{value:.2f}",
+                (sparsity, value),
+                (-9 if right else 9, down),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                weight="bold",
             )
     return figure
 

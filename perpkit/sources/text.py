@@ -163,7 +163,8 @@ def _documents(source: str | Path | Mapping) -> tuple[str, dict[str, list[str]]]
 def _read(path: Path) -> list[str]:
     """The documents of a local file."""
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it also cuts at separators that may stand inside a JSON string.
+        rows = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the text file {str(path)!r}: {error}") from error
     if path.suffix == ".jsonl":

@@ -7,8 +7,8 @@ from a fixed seed, evenly, so that no answer is more frequent than another.
 
 import random
 
-WOMEN = "Ada Amy Ana Bea Eva Fay Ida Ivy Joy Kim Lea Lia Meg Mia Nia Pam Sue Tia Una Zoe".split()
-MEN = "Abe Ali Ben Bob Dan Eli Gus Ian Jim Kai Leo Max Ned Ray Sam Ted Tim Tom Udo Vic".split()
+WOMEN = "Ada Bea Eva Fay Ida Joy Kim Lia Mia Pam Tia Zoe".split()
+MEN = "Abe Ben Dan Eli Gus Ian Jim Leo Max Ned Sam Tom".split()
 PEOPLE = WOMEN + MEN
 PRONOUN = {**dict.fromkeys(WOMEN, "She"), **dict.fromkeys(MEN, "He")}
 

@@ -1,0 +1,168 @@
+"""A JupyterLab server on this machine, a browser, and an explorer in a notebook as a hand meets it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+SCREENSHOTS = Path(__file__).parents[2] / "out" / "browser"
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+MACOS = [f"/Applications/{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium")]
+# Without a sandbox: Chromium refuses to have one when it is run as root, as in a container.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+# No question about news on the first start.
+NOTIFICATIONS = '{"fetchNews": "false", "checkForUpdates": false}'
+PATIENCE = 240_000  # milliseconds, for a machine that does other things too
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = [path for name in BROWSERS if (path := shutil.which(name))]
+    found += [path for path in MACOS if os.access(path, os.X_OK)]
+    if not found:
+        pytest.skip(f"NO BROWSER: none of {', '.join(BROWSERS)} is installed, the widgets are NOT TESTED")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A JupyterLab server without any of the user's settings: its address and the folder it shows."""
+    home = tmp_path_factory.mktemp("lab")
+    root = home / "root"
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    for folder in (root, settings):
+        folder.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(NOTIFICATIONS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += [
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={root}",
+        "--IdentityProvider.token=perpkit",
+    ]
+    command = [sys.executable, "-m", "jupyter", "lab", *options]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/api?token=perpkit", server, home / "log")
+            yield f"http://127.0.0.1:{port}/lab", root
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+class Notebook:
+    """One notebook in JupyterLab, all its cells run."""
+
+    def __init__(self, page: Page, address: str, name: str):
+        self.page = page
+        page.goto(f"{address}/tree/{name}?token=perpkit")
+        # Before both are so, Run All would do nothing.
+        expect(page.locator(".jp-KernelName")).not_to_have_text("No Kernel", timeout=PATIENCE)
+        self.wait_until_idle()
+        self.menu("Run", "Run All Cells")
+        last = page.locator(".jp-CodeCell .jp-InputPrompt").last
+        expect(last).to_have_text(re.compile(r"\[\d+\]:"), timeout=PATIENCE)
+
+    def wait_until_idle(self) -> None:
+        indicator = self.page.locator(".jp-Notebook-ExecutionIndicator")
+        expect(indicator).to_have_attribute("data-status", "idle", timeout=PATIENCE)
+
+    def menu(self, *names: str) -> None:
+        for name in names:
+            self.page.get_by_role("menuitem", name=name, exact=True).first.click()
+
+    def cell(self, number: int) -> Locator:
+        return self.page.locator(".jp-CodeCell").nth(number)
+
+    def run_cell(self, number: int) -> str:
+        """Run a cell again and return what it printed."""
+        cell = self.cell(number)
+        before = cell.locator(".jp-InputPrompt").inner_text()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        prompt = re.compile(rf"\[(?!{re.escape(before.strip('[]: '))}\])\d+\]:")
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(prompt, timeout=PATIENCE)
+        return cell.locator(".jp-OutputArea-output").inner_text()
+
+    def screenshot(self, name: str, number: int) -> None:
+        """Keep a picture of a cell, for people to look at."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.cell(number).scroll_into_view_if_needed()
+        self.cell(number).screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+class Explorer:
+    """A SparsityExplorer in the output of a cell, moved as by a hand."""
+
+    def __init__(self, cell: Locator):
+        self.page = cell.page
+        self.sparsity = cell.locator(".perpkit-sparsity")
+        self.handle = self.sparsity.locator(".noUi-handle")
+        self.retrain = cell.locator(".perpkit-retrain select")
+        self.cancel = cell.locator("button.perpkit-cancel")
+        self.message = cell.locator(".perpkit-message .widget-html-content")
+        self.picture = cell.locator("img.perpkit-picture")
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Move the slider by the keyboard."""
+        self.handle.focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def drag(self, fraction: float) -> None:
+        """Drag the slider to a place, 0 its left and 1 its right end, and let go."""
+        track, handle = self.sparsity.locator(".noUi-base").bounding_box(), self.handle.bounding_box()
+        assert track is not None
+        assert handle is not None
+        height = handle["y"] + handle["height"] / 2
+        self.page.mouse.move(handle["x"] + handle["width"] / 2, height)
+        self.page.mouse.down()
+        self.page.mouse.move(track["x"] + fraction * track["width"], height, steps=8)
+        self.page.mouse.up()
+
+    def expect(self, said: str | re.Pattern) -> None:
+        """Wait for a message, and for the controls to be free again."""
+        expect(self.message).to_have_text(said, timeout=PATIENCE)
+        expect(self.cancel).to_be_disabled()
+
+    def picture_bytes(self) -> bytes:
+        """The PNG file that the page shows."""
+        read = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+        return bytes(self.picture.evaluate(read))

@@ -1,0 +1,150 @@
+"""What the tests share: small models, the embedded model loaded once, and a store of their own."""
+
+import copy
+import os
+import random
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY, CONTEXT = 64, 16
+ARCHITECTURES = (
+    "opt",
+    "llama",
+    "mistral",
+    "qwen2",
+    "gemma",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "bloom",
+    "falcon",
+)
+
+hypothesis.settings.register_profile("perpkit", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("perpkit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """One thread: the models are so small that more only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def store_in_tmp(tmp_path, monkeypatch):
+    """No test reads or writes the rows of the person who runs it."""
+    monkeypatch.setenv("PERPKIT_STORE", str(tmp_path / "results.sqlite"))
+
+
+@pytest.fixture
+def generators_unchanged():
+    """The test leaves the global random generators as it found them."""
+    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    yield
+    assert random.getstate() == before[0], "Python's generator has moved"
+    now = np.random.get_state()
+    assert all(np.array_equal(a, b) for a, b in zip(now, before[1], strict=True)), "numpy's has moved"
+    assert torch.equal(torch.get_rng_state(), before[2]), "torch's generator has moved"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, which is not part of the project."""
+    named = os.environ.get("PERPKIT_REAL_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            f"*** REAL DATA NOT TESTED: {folder} is no folder; name one with PERPKIT_REAL_DATA ***"
+        )
+    return folder
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """The embedded model and its tokenizer, loaded once; not to be changed."""
+    from perpkit.sources.models import load_model
+
+    return load_model("tiny-opt", device="cpu")
+
+
+@pytest.fixture
+def tiny_opt(loaded):
+    """A copy of the embedded model, free to be pruned and retrained."""
+    return copy.deepcopy(loaded[0])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(loaded):
+    return loaded[1]
+
+
+@pytest.fixture(scope="session")
+def text(tokenizer):
+    """A little of the story world."""
+    from perpkit.sources.text import load_text
+
+    return load_text("storyworld", tokenizer, windows={"train": 64, "calibration": 8, "test": 24})
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Build a tiny random model of any architecture: `make_model("opt", dropout=0.1)`."""
+    import transformers
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+    wide = {**shape, "max_position_embeddings": CONTEXT, "intermediate_size": 48}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    settings = {
+        "opt": {
+            **{**shape, "max_position_embeddings": CONTEXT, "ffn_dim": 48, "word_embed_proj_dim": 32},
+            **special,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "init_std": 0.2,
+        },
+        "llama": {**wide, "num_key_value_heads": 2, "initializer_range": 0.2},
+        "mistral": {**wide, "num_key_value_heads": 2},
+        "qwen2": {**wide, "num_key_value_heads": 2},
+        "gemma": {**wide, "num_key_value_heads": 2, "head_dim": 8},
+        "gpt2": {
+            **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
+            **{"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1},
+        },
+        "gpt_neox": wide,
+        "phi3": {**wide, **special, "num_key_value_heads": 2},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY},
+        "falcon": shape,
+    }
+
+    def make(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
+        config = transformers.AutoConfig.for_model(architecture, **{**settings[architecture], **changes})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            # A fresh bias is zero and a fresh gain one: make all of them matter.
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.data.add_(0.1 * torch.randn(parameter.shape))
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_model(request, make_model):
+    """A tiny random model of every architecture, one after the other."""
+    return make_model(request.param)
+
+
+@pytest.fixture
+def windows():
+    """Random token windows `[12, 16]` for the tiny random models."""
+    return torch.randint(VOCABULARY, (12, CONTEXT), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,121 @@
+"""Execute the notebooks from top to bottom, each in a fresh kernel, and store their outputs.
+
+    python tools/execute_notebooks.py [--check] [--store results.sqlite] [notebook ...]
+
+What is written can be compared: no widget state, no progress bars, no times or versions of a machine. A
+digest of the executed code is written into the notebook; `--check` writes nothing and fails where a notebook
+does not run, was edited after it was executed, or holds anything that executing would not have left there.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# A progress bar: "retrain:  40%|████      | 40/100 [00:01<00:01]"
+BAR = re.compile(r"\d+%\|.*\|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to execute; all unless told")
+    parser.add_argument("--check", action="store_true", help="execute copies and write nothing")
+    parser.add_argument(
+        "--store", type=Path, help="where finished rows are kept; a temporary file unless told"
+    )
+    options = parser.parse_args()
+    found = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+    paths = options.notebooks or [path for path in found if ".ipynb_checkpoints" not in path.parts]
+    if not paths:
+        sys.exit("there are no notebooks to execute")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        store = (options.store or Path(folder) / "results.sqlite").resolve()
+        problems = [problem for path in paths if (problem := process(path, store, options.check))]
+    for problem in problems:
+        print(f"*** {problem}", file=sys.stderr)
+    sys.exit(bool(problems))
+
+
+def process(path: Path, store: Path, check: bool) -> str | None:
+    """Execute one notebook; what is wrong with it, if anything."""
+    print(path, flush=True)
+    try:
+        committed = path.read_text(encoding="utf-8")
+        notebook = nbformat.reads(committed, as_version=4)
+        stale = check and difference(notebook, committed)
+        execute(notebook, path.parent, store)
+    except (OSError, ValueError, RuntimeError, CellExecutionError) as error:
+        return f"{path}: {error}"
+    if not check:
+        path.write_text(text(clean(notebook)), encoding="utf-8")
+    return f"{path} {stale}: run `make notebooks`" if stale else None
+
+
+def execute(notebook: NotebookNode, folder: Path, store: Path) -> None:
+    """Run all cells in a fresh kernel that starts in the notebook's folder."""
+    options: dict = {"record_timing": False, "store_widget_state": False, "coalesce_streams": True}
+    # The kernel warns about its unencrypted connection, which does not leave this machine.
+    options |= {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"], "timeout": 1800}
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
+    client.execute(env={**os.environ, "PERPKIT_STORE": str(store)})
+    notebook.metadata["perpkit"] = {"executed": digest(notebook)}
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Leave out, in place, what differs from run to run or cannot be shown without a kernel."""
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+        **{name: value for name, value in notebook.metadata.items() if name == "perpkit"},
+    )
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if keep(output)]
+    return notebook
+
+
+def keep(output: NotebookNode) -> bool:
+    """Whether anything of an output is worth keeping; the rest of it is taken out."""
+    if output.output_type == "stream" and output.name == "stderr":
+        lines = re.split(r"[\r\n]", output.text)
+        output.text = "\n".join(line for line in lines if not BAR.search(line))
+        return bool(output.text.strip())
+    if WIDGET in output.get("data", {}):
+        # A cell's value says in words what it was; what is displayed on the way is a progress bar.
+        del output.data[WIDGET]
+        return output.output_type == "execute_result"
+    return True
+
+
+def digest(notebook: NotebookNode) -> str:
+    """What tells whether the code is the one that was executed."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
+def difference(notebook: NotebookNode, committed: str) -> str | None:
+    """In which way a committed notebook is not what executing it would have written."""
+    if notebook.metadata.get("perpkit", {}).get("executed") != digest(notebook):
+        return "was edited after it was executed"
+    if text(clean(notebook)) != committed:
+        return "holds more than its outputs (widgets, times, versions or progress bars)"
+    return None
+
+
+def text(notebook: NotebookNode) -> str:
+    return nbformat.writes(notebook, version=4) + "\n"
+
+
+if __name__ == "__main__":
+    main()
