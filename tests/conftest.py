@@ -44,12 +44,16 @@ def store_in_tmp(tmp_path, monkeypatch):
 @pytest.fixture
 def generators_unchanged():
     """The test leaves the global random generators as it found them."""
-    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+
+
+    def states() -> tuple:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the legacy generator is the global one
+        return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+    before = states()
     yield
-    assert random.getstate() == before[0], "Python's generator has moved"
-    now = np.random.get_state()
-    assert all(np.array_equal(a, b) for a, b in zip(now, before[1], strict=True)), "numpy's has moved"
-    assert torch.equal(torch.get_rng_state(), before[2]), "torch's generator has moved"
+    for generator, now, then in zip(("Python", "numpy", "torch"), states(), before, strict=True):
+        assert now == then, f"the global generator of {generator} has moved"
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +62,7 @@ def real_data() -> Path:
     named = os.environ.get("PERPKIT_REAL_DATA")
     folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(
-            f"*** REAL DATA NOT TESTED: {folder} is no folder; name one with PERPKIT_REAL_DATA ***"
-        )
+        pytest.skip(f"*** REAL DATA NOT TESTED: {folder} is no folder; name one with PERPKIT_REAL_DATA ***")
     return folder
 
 

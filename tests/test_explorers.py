@@ -104,11 +104,13 @@ def test_an_empty_store_does_not_hold_up_the_page(store, monkeypatch):
     monkeypatch.setattr(sweeping, "run", run)
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
     assert explorer.picture.value == b""
+    assert explorer.picture.layout.display == "none"
     assert not explorer.cancel.disabled
     assert "spinner" in explorer.message.value
     go.set()
     assert explorer.wait(SOON)
     assert words(explorer) == "50 %: perplexity 2.00 dense → 7.00 pruned"
+    assert explorer.picture.layout.display == "block"
     assert bytes(explorer.picture.value).startswith(b"\x89PNG")
 
 
@@ -293,7 +295,10 @@ def test_an_error_is_shown_escaped_and_the_controls_go_on(store, runs, monkeypat
     assert explorer.picture.value == picture
     assert explorer.cancel.disabled
     monkeypatch.setattr(sweeping, "run", run)
-    assert shown(explorer, 0.6) == "60 %: perplexity 2.00 dense → 8.00 pruned"
+    explorer.again.click()
+    assert explorer.wait(SOON)
+    assert words(explorer) == "60 %: perplexity 2.00 dense → 8.00 pruned"
+    assert explorer.again.disabled
 
 
 def test_a_store_that_becomes_unusable_is_an_error_in_words(store, runs):

@@ -102,10 +102,9 @@ def first(split, seed, count=20):
     return [story.text for story in islice(stories(split, seed), count)]
 
 
-def test_the_same_seed_tells_the_same_stories(generators_unchanged):
+def test_the_same_seed_tells_the_same_stories():
     told = first("train", 7)
-    random.random()  # whatever else has been drawn meanwhile
-    random.seed(1)
+    random.seed(1)  # whatever else is drawn meanwhile
     state = random.getstate()
     assert first("train", 7) == told
     assert random.getstate() == state
@@ -210,7 +209,10 @@ def test_there_are_as_many_questions_as_asked_for_in_equal_strata(asked, ability
     counts = Counter(question["stratum"] for question in asked[ability])
     assert len(counts) >= 2
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert len(questions(ability, 7)) == 7
+
+
+def test_fewer_questions_than_strata_are_still_as_many_as_asked_for():
+    assert len({question["stratum"] for question in questions("facts", 5)}) == 5
 
 
 @pytest.mark.parametrize("ability", ABILITIES)
@@ -218,10 +220,9 @@ def test_every_question_comes_from_a_story_of_its_own(asked, ability):
     assert len({question["context"] for question in asked[ability]}) == 800
 
 
-@pytest.mark.parametrize("ability", ABILITIES)
-def test_questions_follow_the_seed(asked, ability, generators_unchanged):
-    assert questions(ability, 5) == questions(ability, 5)
-    assert questions(ability, 5, seed=1) != questions(ability, 5)
+def test_questions_follow_the_seed(asked, generators_unchanged):
+    assert questions("facts", 800) == asked["facts"]
+    assert questions("facts", 800, seed=1) != asked["facts"]
 
 
 @pytest.mark.parametrize("ability", ABILITIES)
@@ -274,25 +275,23 @@ def trigrams():
     return Trigrams(story.text for story in islice(stories("train", 11), 20_000))
 
 
-def last_said(context, choice):
-    """Where a word was said last, however it is inflected."""
-    word = choice.strip()
-    return max((m.start() for m in LETTERS.finditer(context) if m[0] == word), default=-1)
+def places(context, choice):
+    """Where a word stands in the context."""
+    return [match.start() for match in LETTERS.finditer(context) if match[0] == choice.strip()]
 
 
-def number_of_last_noun(context, choice):
-    ends_like_plural = context.endswith("s")
-    return float((choice.strip() in ("are", "were", "look", "seem")) == ends_like_plural)
+def agrees_with_the_last_noun(context, choice):
+    return (choice.strip() in ("are", "were", "look", "seem")) == context.endswith("s")
 
 
 HEURISTICS = {
     "frequent word": lambda trigrams, context, choice: trigrams.score(context, choice, 0),
     "bigram": lambda trigrams, context, choice: trigrams.score(context, choice, 1),
     "trigram": lambda trigrams, context, choice: trigrams.score(context, choice, 2),
-    "said last": lambda trigrams, context, choice: last_said(context, choice),
-    "said first": lambda trigrams, context, choice: -context.find(choice) % 10_000,
-    "said most": lambda trigrams, context, choice: LETTERS.findall(context).count(choice.strip()),
-    "agrees with the last noun": lambda trigrams, context, choice: number_of_last_noun(context, choice),
+    "said last": lambda trigrams, context, choice: max(places(context, choice), default=-1),
+    "said first": lambda trigrams, context, choice: -min(places(context, choice), default=10_000),
+    "said most": lambda trigrams, context, choice: len(places(context, choice)),
+    "agrees with the last noun": lambda trigrams, context, choice: agrees_with_the_last_noun(context, choice),
     "short word": lambda trigrams, context, choice: -len(choice),
     "first in the alphabet": lambda trigrams, context, choice: -ord(choice[1]),
 }
@@ -311,4 +310,7 @@ def test_surface_stays_at_chance(asked, trigrams, ability, heuristic):
         guess = 1 / len(question["choices"])
         chance += guess
         variance += guess * (1 - guess)
-    assert abs(right - chance) < 3.5 * math.sqrt(variance), f"{right / 800:.3f} where guessing reaches {chance / 800}"
+    reached = f"{right / 800:.3f} where guessing reaches {chance / 800:.3f}"
+    assert right - chance < 3.5 * math.sqrt(variance), reached
+    # of two choices the one that a heuristic avoids is as much of a hint
+    assert guess < 0.5 or chance - right < 3.5 * math.sqrt(variance), reached

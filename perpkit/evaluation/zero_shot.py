@@ -1,10 +1,15 @@
 """Zero-shot accuracy through the LM evaluation harness, on a model in memory."""
 
 import json
+import logging
+import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -48,8 +53,7 @@ def zero_shot(
             return super().loglikelihood(requests, disable_tqdm=True)
 
     context = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 2048))
-    # The harness seeds the global generators; the caller's are left as they were.
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+    with tempfile.TemporaryDirectory() as folder, _as_before(model), _quiet():
         results = simple_evaluate(
             Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=context),
             tasks=[_task(name, asked[name], Path(folder)) for name in names],
@@ -65,6 +69,39 @@ def zero_shot(
         stderr = (accuracy * (1 - accuracy) / count) ** 0.5
         rows.append({"task": name, "accuracy": accuracy, "stderr": stderr, "chance": chance, "n": count})
     return pd.DataFrame(rows)
+
+
+@contextmanager
+def _as_before(model: "PreTrainedModel") -> Iterator[None]:
+    """The harness seeds and draws from the global generators and puts the model in evaluation mode."""
+    mode, drawn, seeded = model.training, random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.train(mode)
+        random.setstate(drawn)
+        np.random.set_state(seeded)  # noqa: NPY002
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's remarks on every evaluation, and its data loader's bars, out of the notebook."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm_eval.models.huggingface")]
+    levels = [logger.level for logger in loggers]
+    shown = is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            enable_progress_bar()
 
 
 def _task(name: str, asked: list[dict], folder: Path) -> dict:

@@ -17,6 +17,17 @@ from ..sources.embedded import EMBEDDED_MODELS, data_folder
 RESULT_FORMAT = 1
 
 
+_TYPES = {
+    "model": str,
+    "sparsity": float,
+    "steps": int,
+    "lr": float,
+    "batch": int,
+    "length": int,
+    "seed": int,
+}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All inputs of one run: prune, retrain, measure.
@@ -42,6 +53,11 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # The same value names the same row, whether it came as 1, 1.0 or numpy's.
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and type(value) is not kind:
+                object.__setattr__(self, name, kind(value))
         if self.criterion not in CRITERIA:
             raise ValueError(_unknown("criterion", self.criterion, CRITERIA))
         if not 0 <= self.sparsity <= 1:
@@ -105,7 +121,7 @@ def _weights_digest(model: str) -> str:
 
 def _unknown(axis: str, value: object, valid: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(str(value), valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {axis} {value!r}{hint} Valid are {', '.join(valid)}"
 
 

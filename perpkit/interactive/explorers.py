@@ -67,23 +67,30 @@ class SparsityExplorer(widgets.VBox):
             value=sparsities[len(sparsities) // 2],
             description="sparsity",
             continuous_update=False,
+            layout=widgets.Layout(width="420px"),
         )
-        self.retrain = widgets.Dropdown(options=list(self._inputs), value="none", description="retrain")
-        self.cancel = widgets.Button(description="Cancel", disabled=True, icon="stop")
+        self.retrain = widgets.Dropdown(
+            options=list(self._inputs),
+            value="none",
+            description="retrain",
+            layout=widgets.Layout(width="240px"),
+        )
+        self.cancel = widgets.Button(description="Cancel", icon="stop")
+        self.again = widgets.Button(description="Try again", icon="refresh")
         self.message = widgets.HTML()
         self.picture = widgets.Image(
             format="png", layout=widgets.Layout(width="720px", max_width="100%", align_self="flex-start")
         )
-        for name in ("sparsity", "retrain", "cancel", "message", "picture"):
+        for name in ("sparsity", "retrain", "cancel", "again", "message", "picture"):
             getattr(self, name).add_class(f"perpkit-{name}")
         self.sparsity.observe(self._on_point, names="value")
         self.retrain.observe(self._on_point, names="value")
+        self.again.on_click(self._on_point)
         self.cancel.on_click(self._on_cancel)
-        super().__init__(
-            [widgets.HBox([self.sparsity, self.retrain, self.cancel]), self.message, self.picture]
-        )
-        if self._rows:
-            self.picture.value = _marked(self._table(), self.sparsity.value, "none").png()
+        controls = [self.sparsity, self.retrain, self.cancel, self.again]
+        row = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
+        super().__init__([row, self.message, self.picture])
+        self._draw(_marked(self._table(), self.sparsity.value, "none").png() if self._rows else None)
         self._on_point()
 
     def __repr__(self) -> str:
@@ -118,30 +125,36 @@ class SparsityExplorer(widgets.VBox):
         return _marked(self._table(), self.sparsity.value, self.retrain.value)
 
     @_guarded
-    def _on_point(self, _change=None) -> None:
+    def _on_point(self, _=None) -> None:
         sparsity, retrain = self.sparsity.value, self.retrain.value
         with self._job.lock:
-            self.cancel.disabled = False
-            self.message.value = f"{_percent(sparsity)}: {SPINNER}"
+            self._say(f"{_percent(sparsity)}: working {SPINNER}", busy=True)
             self._job.submit(lambda request: self._compute(request, sparsity, retrain))
 
     @_guarded
-    def _on_cancel(self, _button) -> None:
+    def _on_cancel(self, _) -> None:
         with self._job.lock:
             # Enabled means that something runs: a click that comes too late must not hide its result.
             if not self.cancel.disabled:
                 self._job.cancel()
-                self.cancel.disabled = True
-                self.message.value = "cancelled; finished rows are kept"
+                self._say("cancelled; finished rows are kept", again=True)
 
     def _failed(self, error: Exception) -> None:
         with self._job.lock:
             self.error = error
-            self.cancel.disabled = True
-            self.message.value = (
-                '<span style="color: var(--jp-error-color1, #b00020)">'
-                f"<b>{type(error).__name__}</b>: {html.escape(str(error))}</span>"
-            )
+            words = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+            self._say(f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>', again=True)
+
+    def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
+        self.message.value = text
+        self.cancel.disabled = not busy
+        self.again.disabled = not again
+
+    def _draw(self, png: bytes | None) -> None:
+        if png is not None:
+            self.picture.value = png
+        # Without a file a browser shows a torn picture.
+        self.picture.layout.display = "block" if self.picture.value else "none"
 
     def _compute(self, request: Request, sparsity: float, retrain: str) -> None:
         """Compute what is missing of a point and show it; the pruned model before the retraining begins."""
@@ -160,8 +173,7 @@ class SparsityExplorer(widgets.VBox):
             text += _result(table, experiment)
             last = key == keys[-1]
             if (last or missing) and not request.cancelled():
-                png = _marked(table, sparsity, retrain).png()
-                request.show(functools.partial(self._publish, png, text, last))
+                self._publish(request, text, busy=not last, png=_marked(table, sparsity, retrain).png())
 
     def _watch(self, request: Request, experiment: Experiment, text: str) -> Callable[[], bool]:
         """What the sweep asks before every step and batch: whether to stop. Shows the news on the way."""
@@ -172,16 +184,17 @@ class SparsityExplorer(widgets.VBox):
             step += 1
             if time.monotonic() - told > SECONDS_BETWEEN_NEWS:
                 told = time.monotonic()
-                request.show(functools.partial(self._publish, None, text + _news(experiment, step), False))
+                self._publish(request, text + _news(experiment, step), busy=True)
             return request.cancelled()
 
         return cancelled
 
-    def _publish(self, png: bytes | None, text: str, last: bool) -> None:
-        if png is not None:
-            self.picture.value = png
-        self.message.value = text
-        self.cancel.disabled = last
+    def _publish(self, request: Request, text: str, *, busy: bool, png: bytes | None = None) -> None:
+        def update() -> None:
+            self._draw(png)
+            self._say(text, busy=busy)
+
+        request.show(update)
 
     def _table(self) -> pd.DataFrame:
         with self._job.lock:
@@ -224,20 +237,15 @@ def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
     # The whole slider, so that the curves stay where they are when points are added.
     axes.set_xlim(-0.02, max(SPARSITIES[-1], table["sparsity"].max()) + 0.04)
     axes.axvline(sparsity, color=GREY, linewidth=1, zorder=0)
-    right = sparsity > 0.7
-    # The pruned model's figure above its point and the retrained one's below: close points stay readable.
-    for name, down in {retrain: -15, "none": 7}.items():
-        value = _point(table, sparsity, name)["perplexity"].mean()
+    values = {name: _point(table, sparsity, name)["perplexity"].mean() for name in ("none", retrain)}
+    side, alignment = (-9, "right") if sparsity > 0.7 else (9, "left")
+    for value in values.values():
         if math.isfinite(value):
             axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
-            axes.annotate(
-                f"{value:.2f}",
-                (sparsity, value),
-                (-9 if right else 9, down),
-                textcoords="offset points",
-                ha="right" if right else "left",
-                weight="bold",
-            )
+            # The higher figure above its point and the lower one below, so that close points stay readable.
+            offset = (side, -15 if value < max(values.values()) else 7)
+            place: dict = {"textcoords": "offset points", "ha": alignment, "weight": "bold"}
+            axes.annotate(f"{value:.2f}", (sparsity, value), offset, **place)
     return figure
 
 

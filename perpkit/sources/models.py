@@ -20,8 +20,9 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     weights come as `dtype` (float32 unless told: retraining needs it), on `device` or else on the GPU if
     there is one. Code from a repository is never run and pickled weights are never opened.
 
-    Raises ValueError for an unknown name, a folder without safetensors weights, a tokenizer that does not
-    fit the model, and a hub that cannot be reached (within five seconds).
+    Raises ValueError for an unknown name, a folder without safetensors weights or without a tokenizer,
+    weights that are damaged or incomplete, a tokenizer that does not fit the model, and a hub that cannot be
+    reached (within five seconds).
 
     >>> model, tokenizer = load_model("tiny-opt", device="cpu")
     >>> model.config.model_type, len(tokenizer)
@@ -29,7 +30,9 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     """
     dtype = _dtype(dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source, local_only = _locate(str(name))
+    name = str(name)
+    source, local_only = _locate(name)
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -40,18 +43,25 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    except OSError as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, SafetensorError) as error:
         if local_only and not Path(source).is_dir():
-            raise unreachable(f"the model {str(name)!r}") from error
-        raise ValueError(f"cannot load {str(name)!r}: {error}") from error
+            raise unreachable(f"the model {name!r}") from error
+        raise ValueError(f"cannot load {name!r}: {error}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
+    # transformers would fill the one with random numbers and invent the other.
+    if found["missing_keys"]:
+        raise ValueError(f"the weights of {name!r} are incomplete: no {min(found['missing_keys'])}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{name!r} has no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens but the model only {vocabulary}; "
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the model only {vocabulary}; "
             "use the tokenizer that the model was trained with"
         )
     if name == "tiny-opt-outliers":
@@ -70,21 +80,28 @@ def _locate(name: str) -> tuple[str, bool]:
     """Where to load from, and whether only local files may be asked for."""
     if name in EMBEDDED_MODELS:
         return str(data_folder("models", "tiny-opt")), True
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         _check_weights(folder)
         return str(folder), True
-    if Path(name).expanduser().exists():
+    if name and Path(name).expanduser().exists():
         raise ValueError(f"{name!r} is a file; name the folder that holds config.json and *.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ValueError(f"there is no folder {name!r}")
-    near = difflib.get_close_matches(name, EMBEDDED_MODELS, n=2, cutoff=0.6)
+    # somebody/tiny-opt is a Hub id, whatever it looks like.
+    near = [] if "/" in name else difflib.get_close_matches(name, EMBEDDED_MODELS, n=2, cutoff=0.6)
     if near or not name:
         raise ValueError(
             f"unknown model {name!r}; did you mean {' or '.join(map(repr, near or EMBEDDED_MODELS))}? "
             "A model is an embedded name, a local folder or a Hub id such as 'facebook/opt-125m'"
         )
-    return name, not hub_reachable()
+    from huggingface_hub import try_to_load_from_cache
+
+    reachable = hub_reachable()
+    # The client's own way of finding nothing in the cache takes seconds when the hub is silent.
+    if not reachable and try_to_load_from_cache(name, "config.json") is None:
+        raise unreachable(f"the model {name!r}")
+    return name, not reachable
 
 
 def _check_weights(folder: Path) -> None:

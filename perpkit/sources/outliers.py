@@ -24,7 +24,8 @@ def plant_outliers(model: "PreTrainedModel", sigma: float = 1.0, seed: int = 0) 
     rounding) while activations get outlier channels as in large language models. Magnitude pruning sees only
     the shrunken columns; Wanda sees the product, which has not changed.
 
-    Raises ValueError for an architecture whose normalisations are not known, or a negative sigma.
+    Raises ValueError for an architecture whose normalisations are not known, for normalisations that come
+    after the block (OPT-350M) and for a negative sigma.
 
     >>> from perpkit.sources.models import load_model
     >>> model, _ = load_model("tiny-opt", device="cpu")
@@ -35,6 +36,9 @@ def plant_outliers(model: "PreTrainedModel", sigma: float = 1.0, seed: int = 0) 
     kind = model.config.model_type
     if kind not in READERS:
         raise ValueError(f"cannot plant outliers in a {kind!r} model; known are {', '.join(READERS)}")
+    if not getattr(model.config, "do_layer_norm_before", True):
+        # Then the normalised values are the residual stream, which other matrices read too.
+        raise ValueError("cannot plant outliers in a model with do_layer_norm_before=False")
     generator = torch.Generator().manual_seed(seed)
     decoder = model.get_decoder()
     for block in decoder.layers:

@@ -124,18 +124,24 @@ def questions(ability: str, count: int = 200, seed: int = 0) -> list[dict]:
     Each is a dict with `context` (a story up to a word that follows from what was said), `choices` (words
     with their leading space), `answer` (the index of the right one), `ability` and `stratum`. The strata
     (which number agrees, who was introduced first, addition or subtraction, the kind of fact) are equally
-    frequent, so answering by word frequency, by the last noun or by the most recent object stays at chance.
+    frequent and wrong numbers and facts are as frequent as right ones, so answering by word frequency, by
+    the last noun or by the most recent object stays at chance.
 
-    Raises ValueError for an unknown ability.
+    Raises ValueError for an unknown ability or a count below 1.
 
     >>> question = questions("recall", count=2)[0]
-    >>> question["context"].endswith("'s"), len(question["choices"])
+    >>> question["stratum"] in ("activity first", "toy first"), len(question["choices"])
     (True, 2)
     """
     if ability not in ABILITIES:
         raise ValueError(f"unknown ability {ability!r}; the abilities are {', '.join(ABILITIES)}")
+    if count < 1:
+        raise ValueError(f"count is {count}; it must be at least 1")
     rng = random.Random(f"questions {ability} {seed}")
-    strata = sorted({found[1] for found in islice(_asked(ability, seed), 2000)})
+    answers: dict[str, list[str]] = {}
+    for _, stratum, _, answer, _ in islice(_asked(ability, seed), 2000):
+        answers.setdefault(stratum, []).append(answer)
+    strata = sorted(answers)
     wanted = {stratum: count // len(strata) + (i < count % len(strata)) for i, stratum in enumerate(strata)}
     chosen: list[dict] = []
     for text, stratum, position, answer, alternatives in _asked(ability, seed):
@@ -143,8 +149,15 @@ def questions(ability: str, count: int = 200, seed: int = 0) -> list[dict]:
             break
         if wanted[stratum] == 0:
             continue
+        # A question with two choices is about the other one; else the wrong answers are drawn as the right
+        # one was. Where two of them are the same the whole question is dropped: any other way out would
+        # make frequent answers more often right than wrong.
+        wrong = alternatives if len(alternatives) == 1 else rng.choices(answers[stratum], k=3)
+        choices = [answer, *wrong]
+        if len(set(choices)) < len(choices):
+            continue
         wanted[stratum] -= 1
-        choices = _choices(ability, answer, alternatives, rng)
+        rng.shuffle(choices)
         chosen.append(
             {
                 "ability": ability,
@@ -165,15 +178,3 @@ def _asked(ability: str, seed: int) -> Iterator[tuple[str, str, int, str, list[s
         if found:
             _, stratum, position, answer, alternatives = rng.choice(found)
             yield teller.text, stratum, position, answer, alternatives
-
-
-def _choices(ability: str, answer: str, alternatives: list[str], rng: random.Random) -> list[str]:
-    if ability == "counting":
-        # Four neighbouring numbers, the right one anywhere among them: being close is no hint.
-        position = alternatives.index(answer)
-        first = rng.randint(max(0, position - 3), min(position, len(alternatives) - 4))
-        choices = alternatives[first : first + 4]
-    else:
-        choices = [answer, *rng.sample(alternatives, min(3, len(alternatives)))]
-    rng.shuffle(choices)
-    return choices

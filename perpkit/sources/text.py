@@ -84,6 +84,9 @@ def load_text(
     caps = dict(windows or {})
     if unknown := set(caps) - set(SPLITS):
         raise ValueError(f"unknown split {min(unknown)!r} in windows; the splits are {', '.join(SPLITS)}")
+    for split, count in caps.items():
+        if count < 1:
+            raise ValueError(f"windows[{split!r}] is {count}; it must be at least 1")
     if source == "storyworld":
         return _storyworld(tokenizer, length, caps, seed)
     name, documents = _documents(source)
@@ -104,9 +107,10 @@ def check_windows(model: "PreTrainedModel", windows: torch.Tensor) -> None:
         raise ValueError(f"windows have shape {tuple(windows.shape)}; want [windows, length >= 2]")
     config = model.config.get_text_config()
     vocabulary = config.vocab_size
-    if windows.min() < 0 or windows.max() >= vocabulary:
+    lowest, highest = int(windows.min()), int(windows.max())
+    if lowest < 0 or highest >= vocabulary:
         raise ValueError(
-            f"a token id is {int(windows.max())} but the model's vocabulary has {vocabulary} tokens: "
+            f"a token id is {lowest if lowest < 0 else highest} but the model's vocabulary has {vocabulary} tokens: "
             "the text was cut with another model's tokenizer"
         )
     context = getattr(config, "max_position_embeddings", None)
@@ -148,7 +152,7 @@ def _documents(source: str | Path | Mapping) -> tuple[str, dict[str, list[str]]]
     else:
         valid = ("storyworld", *HUB_TEXTS)
         near = difflib.get_close_matches(str(source), valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"unknown text {str(source)!r}{hint} A text is {', '.join(map(repr, valid))}, the path of an "
             "existing file, or a mapping from split to file"
@@ -212,8 +216,6 @@ def _storyworld(tokenizer, length: int, caps: dict[str, int], seed: int) -> Text
         # The test split is the same for every seed, so that perplexities can be compared.
         stream = stories(split, 0 if split == "test" else seed)
         wanted = caps.get(split, STORYWORLD_WINDOWS[split])
-        if wanted < 1:
-            raise ValueError(f"windows[{split!r}] is {wanted}; it must be at least 1")
         told: list[Story] = []
         ids: list[int] = []
         while len(ids) < wanted * length:

@@ -31,6 +31,7 @@ def browser():
     found += [path for path in MACOS if os.access(path, os.X_OK)]
     if not found:
         pytest.skip(f"NO BROWSER: none of {', '.join(BROWSERS)} is installed, the widgets are NOT TESTED")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found[0], args=FLAGS)
         yield browser
@@ -92,21 +93,23 @@ class Notebook:
 
     def __init__(self, page: Page, address: str, name: str):
         self.page = page
+        page.set_default_timeout(PATIENCE)
         page.goto(f"{address}/tree/{name}?token=perpkit")
         # Before both are so, Run All would do nothing.
-        expect(page.locator(".jp-KernelName")).not_to_have_text("No Kernel", timeout=PATIENCE)
+        expect(page.locator(".jp-KernelName")).not_to_have_text("No Kernel")
         self.wait_until_idle()
         self.menu("Run", "Run All Cells")
         last = page.locator(".jp-CodeCell .jp-InputPrompt").last
-        expect(last).to_have_text(re.compile(r"\[\d+\]:"), timeout=PATIENCE)
+        expect(last).to_have_text(re.compile(r"\[\d+\]:"))
 
     def wait_until_idle(self) -> None:
         indicator = self.page.locator(".jp-Notebook-ExecutionIndicator")
-        expect(indicator).to_have_attribute("data-status", "idle", timeout=PATIENCE)
+        expect(indicator).to_have_attribute("data-status", "idle")
 
     def menu(self, *names: str) -> None:
         for name in names:
-            self.page.get_by_role("menuitem", name=name, exact=True).first.click()
+            label = self.page.locator(".lm-MenuBar-itemLabel, .lm-Menu-itemLabel")
+            label.get_by_text(name, exact=True).click()
 
     def cell(self, number: int) -> Locator:
         return self.page.locator(".jp-CodeCell").nth(number)
@@ -118,7 +121,7 @@ class Notebook:
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
         prompt = re.compile(rf"\[(?!{re.escape(before.strip('[]: '))}\])\d+\]:")
-        expect(cell.locator(".jp-InputPrompt")).to_have_text(prompt, timeout=PATIENCE)
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(prompt)
         return cell.locator(".jp-OutputArea-output").inner_text()
 
     def screenshot(self, name: str, number: int) -> None:
@@ -137,6 +140,7 @@ class Explorer:
         self.handle = self.sparsity.locator(".noUi-handle")
         self.retrain = cell.locator(".perpkit-retrain select")
         self.cancel = cell.locator("button.perpkit-cancel")
+        self.again = cell.locator("button.perpkit-again")
         self.message = cell.locator(".perpkit-message .widget-html-content")
         self.picture = cell.locator("img.perpkit-picture")
 
@@ -159,7 +163,7 @@ class Explorer:
 
     def expect(self, said: str | re.Pattern) -> None:
         """Wait for a message, and for the controls to be free again."""
-        expect(self.message).to_have_text(said, timeout=PATIENCE)
+        expect(self.message).to_have_text(said)
         expect(self.cancel).to_be_disabled()
 
     def picture_bytes(self) -> bytes:

@@ -1,0 +1,231 @@
+"""Loading models: what is found, what is refused, and in which words."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from perpkit.pruning.layers import prunable_weights
+from perpkit.sources.embedded import data_folder
+from perpkit.sources.models import load_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded model in a folder of the user's."""
+    return shutil.copytree(data_folder("models", "tiny-opt"), tmp_path / "mine")
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+# --- what is loaded ---------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_is_ready_for_evaluation(generators_unchanged):
+    model, tokenizer = load_model("tiny-opt", device="cpu")
+    assert not any(module.training for module in model.modules())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+
+
+def test_every_call_gives_a_model_of_its_own(loaded):
+    other, _ = load_model("tiny-opt", device="cpu")
+    for one, another in zip(loaded[0].parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, another)
+        assert one.data_ptr() != another.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float64])
+def test_weights_come_as_the_dtype_asked_for(dtype, loaded):
+    model, _ = load_model("tiny-opt", dtype=dtype, device="cpu")
+    wanted = {"bfloat16": torch.bfloat16}.get(dtype, dtype)
+    for one, another in zip(loaded[0].parameters(), model.parameters(), strict=True):
+        assert another.dtype == wanted
+        assert torch.equal(one.to(wanted), another)
+
+
+def test_unknown_dtype():
+    with pytest.raises(ValueError, match=r"'int8'; the dtypes are float32, bfloat16, float16, float64"):
+        load_model("tiny-opt", dtype="int8")
+
+
+@torch.no_grad()
+def test_a_local_folder_is_loaded_however_it_is_named(folder, loaded, text, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    wanted = loaded[0](text.test[:2]).logits
+    for name in (folder, str(folder), "mine", "./mine", "~/mine"):
+        model, tokenizer = load_model(name, device="cpu")
+        assert torch.equal(model(text.test[:2]).logits, wanted)
+        assert tokenizer("It is a").input_ids == loaded[1]("It is a").input_ids
+
+
+def test_a_model_saved_by_the_user_is_loaded_again(make_model, tokenizer, tmp_path):
+    model = make_model("llama", vocab_size=1024)
+    model.save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    again, _ = load_model(tmp_path / "llama", device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny-opt-outliers", Path("tiny-opt-outliers")])
+def test_the_outliers_variant_is_the_same_function_from_other_weights(loaded, text, name):
+    planted, _ = load_model(name, device="cpu")
+    before, after = loaded[0](text.test[:8]).logits, planted(text.test[:8]).logits
+    assert (after - before).abs().max() < 1e-4 * before.abs().max()
+    read = [
+        name for name in prunable_weights(planted) if not name.endswith(("out_proj.weight", "fc2.weight"))
+    ]
+    assert len(read) == 4 * planted.config.num_hidden_layers
+    for name in read:
+        old, new = loaded[0].get_parameter(name), planted.get_parameter(name)
+        assert (new - old).norm() > 0.2 * old.norm(), name
+
+
+def test_the_callers_progress_bars_come_back():
+    from transformers.utils import logging
+
+    load_model("tiny-opt", device="cpu")
+    assert logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        load_model("tiny-opt", device="cpu")
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+def test_a_folder_without_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"mine' has no config\.json; it is no transformers model"):
+        load_model(folder)
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"mine' has a config\.json but no weights \(\*\.safetensors\)"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])
+def test_a_pickle_is_refused_unopened_and_the_way_out_is_named(folder, tmp_path, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "opened")))
+    with pytest.raises(ValueError, match=rf"pickle \({name}\).*refused.*save_pretrained\(new_folder\)"):
+        load_model(folder)
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_pickle_beside_safetensors_is_not_opened(folder, tmp_path):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(tmp_path / "opened")))
+    load_model(folder, device="cpu")
+    assert not (tmp_path / "opened").exists()
+
+
+def test_code_from_the_folder_is_not_run(folder, tmp_path):
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"custom code|trust_remote_code"):
+        load_model(folder, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "not safetensors", "empty"])
+def test_damaged_weights_are_named(folder, damage):
+    file = folder / "model.safetensors"
+    content = {"cut off": file.read_bytes()[:-1000], "not safetensors": b"hello" * 100, "empty": b""}
+    file.write_bytes(content[damage])
+    with pytest.raises(ValueError, match="cannot load .*mine'"):
+        load_model(folder, device="cpu")
+
+
+def test_a_damaged_config_is_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot load .*mine'"):
+        load_model(folder, device="cpu")
+
+
+def test_weights_that_lack_a_matrix_are_refused(folder):
+    # transformers would fill it with random numbers and only say so in its log
+    weights = load_file(folder / "model.safetensors")
+    lost = "model.decoder.layers.0.fc1.weight"
+    save_file(
+        {name: w for name, w in weights.items() if name != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=rf"mine' .*{lost}"):
+        load_model(folder, device="cpu")
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"mine"):
+        load_model(folder, device="cpu")
+
+
+def test_a_tokenizer_that_does_not_fit(make_model, tokenizer, tmp_path):
+    make_model("opt", vocab_size=1000).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match=r"small' has 1024 tokens but the model only 1000"):
+        load_model(tmp_path / "small", device="cpu")
+
+
+def test_a_file_instead_of_a_folder(folder):
+    with pytest.raises(ValueError, match=r"is a file; name the folder that holds config\.json"):
+        load_model(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere", "a/b/c", "C:\\models"])
+def test_a_path_that_does_not_exist_is_no_hub_id(name):
+    with pytest.raises(ValueError, match="there is no folder"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("name", ["tiny-opts", "tinyopt", "tiny_opt"])
+def test_a_near_miss_suggests_the_embedded_model(name):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean 'tiny-opt'"):
+        load_model(name)
+
+
+def test_a_near_miss_of_the_outliers_variant():
+    with pytest.raises(ValueError, match="did you mean 'tiny-opt-outliers'"):
+        load_model("tiny-opt-outlier")
+
+
+def test_an_empty_name_lists_what_there_is():
+    with pytest.raises(ValueError, match="did you mean 'tiny-opt' or 'tiny-opt-outliers'"):
+        load_model("")
+
+
+def test_somebodys_tiny_opt_on_the_hub_is_no_near_miss(monkeypatch):
+    from perpkit.sources import models
+
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    with pytest.raises(ValueError, match="the model 'somebody/tiny-opt' is not in the local cache"):
+        load_model("somebody/tiny-opt")
