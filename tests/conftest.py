@@ -97,6 +97,14 @@ def text(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def asked():
+    """Eight hundred questions for each ability."""
+    from perpkit.sources.storyworld import ABILITIES, questions
+
+    return {ability: questions(ability, 800) for ability in ABILITIES}
+
+
+@pytest.fixture(scope="session")
 def make_model():
     """Build a tiny random model of any architecture: `make_model("opt", dropout=0.1)`."""
     import transformers

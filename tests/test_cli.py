@@ -114,12 +114,12 @@ def test_a_demonstration_stopped_by_ctrl_c_goes_on_where_it_stopped(tmp_path):
     # Two rows without retraining come first and are quick; those of the last ones are not yet there.
     while len(rows_in(store.path)) < 2 and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert running.poll() is None
     # As a terminal does: to every process of the group.
     os.killpg(running.pid, signal.SIGINT)
     said, errors = running.communicate(timeout=120)
     assert running.returncode == 130, errors
     assert "Stopped. The finished rows are kept" in said
-    assert "Traceback" not in errors
     kept = rows_in(store.path)
     assert 2 <= len(kept) < 10
 

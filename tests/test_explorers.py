@@ -154,7 +154,7 @@ def test_the_figure_is_the_picture(store, runs):
     explorer.show(0.3, "biases")
     figure = explorer.figure()
     assert figure.png() == explorer.picture.value
-    assert [text.get_text() for text in figure.axes[0].texts] == ["2.30", "5.00"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["5.00", "2.30"]
     assert set(figure.table.columns) >= {"sparsity", "retrain", "perplexity"}
     assert pk.plot_curves(figure.table).axes[0].get_lines()
 

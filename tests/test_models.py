@@ -159,13 +159,13 @@ def test_damaged_weights_are_named(folder, damage):
     file = folder / "model.safetensors"
     content = {"cut off": file.read_bytes()[:-1000], "not safetensors": b"hello" * 100, "empty": b""}
     file.write_bytes(content[damage])
-    with pytest.raises(ValueError, match="cannot load .*mine'"):
+    with pytest.raises(ValueError, match=r"cannot load .*mine'"):
         load_model(folder, device="cpu")
 
 
 def test_a_damaged_config_is_named(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot load .*mine'"):
+    with pytest.raises(ValueError, match=r"cannot load .*mine'"):
         load_model(folder, device="cpu")
 
 

@@ -148,11 +148,6 @@ def test_unknown_split():
 # --- questions ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def asked():
-    return {ability: questions(ability, 800) for ability in ABILITIES}
-
-
 def possible(beginning):
     """Whether the grammar can tell a story that begins so."""
     undecided = [[]]

@@ -175,7 +175,7 @@ def test_length_is_the_tokenizers_context_up_to_2048(tokenizer, file, tmp_path, 
 def test_protocol_says_what_is_measured_on(tokenizer, file):
     text = load_text(file, tokenizer, length=16, windows={"test": 3})
     assert text.protocol == "bats.txt, test split, 3 windows of 16 tokens"
-    assert "Text(name='bats.txt', floor=None)" == repr(text)
+    assert repr(text) == "Text(name='bats.txt', floor=None)"
 
 
 # --- errors ---------------------------------------------------------------------------------------

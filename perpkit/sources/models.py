@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,9 +44,10 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        model, found = loaded
     except (OSError, SafetensorError) as error:
         if local_only and not Path(source).is_dir():
             raise unreachable(f"the model {name!r}") from error

@@ -110,8 +110,8 @@ def check_windows(model: "PreTrainedModel", windows: torch.Tensor) -> None:
     lowest, highest = int(windows.min()), int(windows.max())
     if lowest < 0 or highest >= vocabulary:
         raise ValueError(
-            f"a token id is {lowest if lowest < 0 else highest} but the model's vocabulary has {vocabulary} tokens: "
-            "the text was cut with another model's tokenizer"
+            f"a token id is {lowest if lowest < 0 else highest} but the model's vocabulary has {vocabulary} "
+            "tokens: the text was cut with another model's tokenizer"
         )
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and windows.shape[1] > context:

@@ -99,8 +99,12 @@ class Notebook:
         expect(page.locator(".jp-KernelName")).not_to_have_text("No Kernel")
         self.wait_until_idle()
         self.menu("Run", "Run All Cells")
-        last = page.locator(".jp-CodeCell .jp-InputPrompt").last
-        expect(last).to_have_text(re.compile(r"\[\d+\]:"))
+        try:
+            expect(page.locator(".jp-CodeCell .jp-InputPrompt").last).to_have_text(re.compile(r"\[\d+\]:"))
+        except AssertionError:
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=SCREENSHOTS / "failed.png")
+            raise
 
     def wait_until_idle(self) -> None:
         indicator = self.page.locator(".jp-Notebook-ExecutionIndicator")
