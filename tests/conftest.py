@@ -45,7 +45,6 @@ def store_in_tmp(tmp_path, monkeypatch):
 def generators_unchanged():
     """The test leaves the global random generators as it found them."""
 
-
     def states() -> tuple:
         name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the legacy generator is the global one
         return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()

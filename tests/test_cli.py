@@ -106,7 +106,7 @@ def test_a_demonstration_stopped_by_ctrl_c_goes_on_where_it_stopped(tmp_path):
     driver.write_text(DRIVER)
     out = tmp_path / "out"
     store = pk.Store(out / "results.sqlite")
-    command = [sys.executable, str(driver), str(out), "150"]
+    command = [sys.executable, str(driver), str(out), "60"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = subprocess.Popen(command, start_new_session=True, **options)

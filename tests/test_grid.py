@@ -240,3 +240,11 @@ def test_an_unknown_axis_is_refused_with_the_nearest_name():
 def test_a_bad_value_anywhere_in_a_grid_is_refused_before_anything_is_run():
     with pytest.raises(ValueError, match=r"sparsity is 1\.5"):
         pk.Grid(sparsity=[0.5, 1.5])
+
+
+def test_the_key_changes_with_the_words_of_a_local_text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("one\n")
+    before = pk.Experiment(text=str(file)).key()
+    file.write_text("two\n")
+    assert pk.Experiment(text=str(file)).key() != before

@@ -2,9 +2,9 @@
 
     python tools/train_embedded.py --seed 0 --out data/models/tiny-opt
 
-About fifteen minutes on one core. Two things make who-has-what learnable for so small a model: the positions
-start as sinusoids with two heads of the first layer looking one and two tokens back, and the first steps are
-spent on copying random sequences, before any story.
+About fifteen minutes on one core. Two things were done to make recall learnable for so small a model: the
+positions start as sinusoids, with two heads of the first layer made to match positions one and two apart; and
+the first steps are spent on copying random sequences, before any story.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def fresh_model() -> OPTForCausalLM:
-    """The untrained model, its first layer able to look back."""
+    """The untrained model, two heads of its first layer prepared for looking back."""
     model = OPTForCausalLM(
         OPTConfig(
             vocab_size=VOCABULARY,
@@ -88,10 +88,11 @@ def fresh_model() -> OPTForCausalLM:
 
 @torch.no_grad()
 def look_back(model: OPTForCausalLM, scale: float = 0.1, sharpness: float = 6.0) -> None:
-    """Start positions as sinusoids and let head h of the first layer attend h + 1 tokens back, h = 0, 1.
+    """Start positions as sinusoids; head h of the first layer matches positions h + 1 apart, h = 0, 1.
 
     Shifting a sinusoid is a rotation of its sine and cosine, so query and key projections that differ by
-    that rotation agree most at the wanted distance.
+    that rotation agree most at the wanted distance. The tokens' embeddings disturb this at first (a token
+    agrees with itself), so it is a head start and not yet a head that looks back.
     """
     decoder = model.model.decoder
     decoder.embed_tokens.weight.normal_(0, scale)

@@ -84,8 +84,12 @@ class Experiment:
         return dataclasses.asdict(self)
 
     def key(self) -> str:
-        """A digest of the inputs, the model's weights and the result format: the name of the row."""
-        inputs = {**self.asdict(), "weights": _weights_digest(self.model), "format": RESULT_FORMAT}
+        """A digest of the inputs, the local files among them and the result format: the row's name."""
+        files = {
+            "weights": _digest(_model_files(self.model)),
+            "words": _digest([Path(self.text).expanduser()]),
+        }
+        inputs = {**self.asdict(), **files, "format": RESULT_FORMAT}
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -105,15 +109,17 @@ def recommended_lr(model: str, subset: str) -> float:
     return rate if model in EMBEDDED_MODELS else rate / 100
 
 
-def _weights_digest(model: str) -> str:
-    """What tells one version of local weights from another; a Hub id speaks for itself."""
+def _model_files(model: str) -> list[Path]:
     folder = data_folder("models", "tiny-opt") if model in EMBEDDED_MODELS else Path(model).expanduser()
-    if not folder.is_dir():
-        return ""
+    return sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+
+
+def _digest(files: list[Path]) -> str:
+    """What tells one version of local files from another; what is on the Hub goes by its name."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in filter(Path.is_file, files):
         facts = file.stat()
-        # Large weights are told apart by size and time: reading them would cost more than the run.
+        # Large files are told apart by size and time: reading them would cost more than the run.
         small = facts.st_size < 2**24
         digest.update(file.read_bytes() if small else f"{facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()
