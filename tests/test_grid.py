@@ -28,7 +28,6 @@ BASE = {"retrain": "biases", "criterion": "random", "lr": 0.01}
             ["retrain 'bias'", "did you mean 'biases'?", "none, biases, norms, head, full"],
         ),
         ({"retrain": "biases+nroms"}, ["retrain 'nroms'", "did you mean 'norms'?"]),
-        ({"retrain": "biases+none"}, ["retrain 'none'", "none, biases"]),
         ({"retrain": "biases+"}, ["retrain ''"]),
         ({"sparsity": 1.01}, ["sparsity is 1.01", "between 0 and 1"]),
         ({"sparsity": -0.1}, ["sparsity is -0.1"]),
@@ -248,3 +247,14 @@ def test_the_key_changes_with_the_words_of_a_local_text(tmp_path):
     before = pk.Experiment(text=str(file)).key()
     file.write_text("two\n")
     assert pk.Experiment(text=str(file)).key() != before
+
+
+def test_none_stands_alone_in_a_union():
+    with pytest.raises(ValueError, match="'none' stands alone"):
+        pk.Experiment(retrain="biases+none")
+
+
+def test_an_experiment_can_be_made_from_its_dictionary():
+    for retrain in ("none", "full"):
+        experiment = pk.Experiment(retrain=retrain, seed=2)
+        assert pk.Experiment(**experiment.asdict()) == experiment

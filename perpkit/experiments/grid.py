@@ -19,6 +19,7 @@ RESULT_FORMAT = 1
 
 _TYPES = {
     "model": str,
+    "text": str,
     "sparsity": float,
     "steps": int,
     "lr": float,
@@ -37,8 +38,9 @@ class Experiment:
 
     Raises ValueError naming a bad value and the valid ones.
 
-    >>> Experiment(sparsity=0.5, retrain="biases").lr
-    0.06
+    >>> experiment = Experiment(sparsity=0.5, retrain="biases")
+    >>> experiment.steps, Experiment(**experiment.asdict()) == experiment
+    (100, True)
     """
 
     model: str = "tiny-opt"
@@ -62,13 +64,6 @@ class Experiment:
             raise ValueError(_unknown("criterion", self.criterion, CRITERIA))
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"sparsity is {self.sparsity}; it is a fraction between 0 and 1")
-        for part in self.retrain.split("+"):
-            if part not in SUBSETS and self.retrain != "none":
-                raise ValueError(_unknown("retrain", part, ("none", *SUBSETS)))
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps is {self.steps} and batch is {self.batch}; both must be at least 1")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}; it must be positive")
         if self.retrain == "none":
             # Without retraining these change nothing: one row, not one for every combination.
             object.__setattr__(self, "steps", 0)
@@ -76,7 +71,17 @@ class Experiment:
             object.__setattr__(self, "lr", 0.0)
             if self.criterion != "random":
                 object.__setattr__(self, "seed", 0)
-        elif self.lr is None:
+            return
+        for part in self.retrain.split("+"):
+            if part == "none":
+                raise ValueError(f"retrain is {self.retrain!r}; 'none' stands alone")
+            if part not in SUBSETS:
+                raise ValueError(_unknown("retrain", part, ("none", *SUBSETS)))
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps is {self.steps} and batch is {self.batch}; both must be at least 1")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; it must be positive")
+        if self.lr is None:
             object.__setattr__(self, "lr", recommended_lr(self.model, self.retrain))
 
     def asdict(self) -> dict:

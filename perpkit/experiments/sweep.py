@@ -76,14 +76,17 @@ def _run_on(executor: Executor, missing: dict[str, Experiment], keep, cancelled)
     futures: dict[Future, str] = {
         executor.submit(run, experiment): key for key, experiment in missing.items()
     }
+    waiting = dict(futures)
     try:
         for future in as_completed(futures):
-            keep(futures[future], future.result())
+            keep(waiting.pop(future), future.result())
             if cancelled is not None and cancelled():
                 raise Cancelled
     finally:
-        for future in futures:
-            future.cancel()
+        for future, key in waiting.items():
+            # What was finished meanwhile is not thrown away with the rest.
+            if not future.cancel() and future.done() and future.exception() is None:
+                keep(key, future.result())
 
 
 def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> dict:

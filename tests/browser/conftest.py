@@ -95,12 +95,17 @@ class Notebook:
         self.page = page
         page.set_default_timeout(PATIENCE)
         page.goto(f"{address}/tree/{name}?token=perpkit")
-        # Before both are so, Run All would do nothing.
+        # Before both are so, Run All does nothing; on a busy machine for a while afterwards, too.
         expect(page.locator(".jp-KernelName")).not_to_have_text("No Kernel")
         self.wait_until_idle()
-        self.menu("Run", "Run All Cells")
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+        for _ in range(20):
+            self.menu("Run", "Run All Cells")
+            page.wait_for_timeout(3000)
+            if prompts.first.inner_text().strip() != "[ ]:":
+                break
         try:
-            expect(page.locator(".jp-CodeCell .jp-InputPrompt").last).to_have_text(re.compile(r"\[\d+\]:"))
+            expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"))
         except AssertionError:
             SCREENSHOTS.mkdir(parents=True, exist_ok=True)
             page.screenshot(path=SCREENSHOTS / "failed.png")
