@@ -31,7 +31,7 @@ def demo(
         with _workers() as executor:
             run_demo(out, executor)
     except KeyboardInterrupt:
-        typer.echo("\nStopped. The finished rows are kept: the next `perpkit demo` goes on from there.")
+        typer.echo("Stopped. The finished rows are kept: the next `perpkit demo` goes on from there.")
         raise typer.Exit(130) from None
     except ValueError as error:
         typer.echo(f"perpkit demo: {error}", err=True)

@@ -41,6 +41,8 @@ def run_demo(out: Path, executor: Executor | None) -> None:
     if notebook := _execute_notebook(out, store):
         print(f"The same as a notebook, executed: {notebook}, and to read: {notebook.with_suffix('.html')}")
         print("Next: `make lab`, then open 00_start_here.ipynb and drag the slider.")
+    else:
+        print("The notebooks come with the source: clone the repository and start with `make lab`.")
     print(f"({time.perf_counter() - started:.0f} s)")
 
 
@@ -78,14 +80,22 @@ def _execute_notebook(out: Path, store: Store) -> Path | None:
         return None
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
     from nbconvert import HTMLExporter
 
     print("\nExecuting the first notebook …")
     notebook = nbformat.read(source, as_version=4)
     environment = {**os.environ, "PERPKIT_STORE": str(store.path.resolve())}
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(env=environment)
     target = out / source.name
-    nbformat.write(notebook, target)
-    page, _ = HTMLExporter().from_notebook_node(notebook)
-    target.with_suffix(".html").write_text(page, encoding="utf-8")
+    try:
+        NotebookClient(notebook, timeout=600, kernel_name="python3").execute(env=environment)
+        nbformat.write(notebook, target)
+        page, _ = HTMLExporter().from_notebook_node(notebook)
+        target.with_suffix(".html").write_text(page, encoding="utf-8")
+    except (CellExecutionError, RuntimeError, OSError) as error:
+        # RuntimeError: the kernel died, as it does when somebody presses Ctrl-C.
+        raise ValueError(
+            f"the notebook {source.name} could not be executed ({type(error).__name__}: {error}); "
+            f"the table and the figures are in {out}"
+        ) from error
     return target

@@ -37,7 +37,7 @@ WIDTH, LAYERS, HEADS = 56, 3, 4
 BATCH, COPY_BATCH = 8, 16
 COPY_STEPS, MIX_STEPS, STORY_STEPS = 2_000, 2_000, 12_000
 COPY_RATE, STORY_RATE = 2e-3, 4e-3
-RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2)
+RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -200,7 +200,8 @@ def measure(folder: Path) -> dict:
 
 
 def search_rates(folder: Path) -> dict[str, float]:
-    """The learning rate of each subset with the lowest perplexity after 100 steps at 60 % magnitude."""
+    """The learning rate of each subset with the lowest perplexity on the calibration stories,
+    after 100 steps at 60 % magnitude."""
     model, tokenizer = load_model(folder)
     text = load_text("storyworld", tokenizer)
     best = {}
@@ -213,7 +214,7 @@ def search_rates(folder: Path) -> dict[str, float]:
                 retrain(copied, text.train, masks=masks, subset=subset, lr=lr, progress=False)
             except ValueError:
                 continue
-            reached[lr] = perplexity(copied, text.test)
+            reached[lr] = perplexity(copied, text.calibration)
         best[subset] = min(reached, key=reached.__getitem__)
         print(subset, {lr: round(value, 3) for lr, value in reached.items()}, flush=True)
     return best

@@ -90,19 +90,19 @@ class Experiment:
 
     def key(self) -> str:
         """A digest of the inputs, the local files among them and the result format: the row's name."""
-        files = {
-            "weights": _digest(_model_files(self.model)),
-            "words": _digest([Path(self.text).expanduser()]),
-        }
-        inputs = {**self.asdict(), **files, "format": RESULT_FORMAT}
+        inputs = {**self.asdict(), "files": self.files(), "format": RESULT_FORMAT}
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
+
+    def files(self) -> tuple[str, str]:
+        """Digests of the local files that the model and the text are read from."""
+        return _digest(_model_files(self.model)), _digest([Path(self.text).expanduser()])
 
 
 def recommended_lr(model: str, subset: str) -> float:
     """The learning rate that recovered most in our own search over rates.
 
     For the embedded model it is read from its recipe; for any other model it is the same table scaled down
-    to the range that PERP searched (5e-6 to 5e-4, section 4): a start, not an optimum.
+    and held within what PERP searched (at most 5e-4, section 4): a start, not an optimum.
 
     >>> recommended_lr("tiny-opt", "full") < recommended_lr("tiny-opt", "biases")
     True
@@ -111,12 +111,12 @@ def recommended_lr(model: str, subset: str) -> float:
     rates = recipe["retraining_rates"]
     # A union takes the rate of its most delicate part.
     rate = min(rates[part] for part in subset.split("+"))
-    return rate if model in EMBEDDED_MODELS else rate / 100
+    return rate if model in EMBEDDED_MODELS else min(rate / 100, 5e-4)
 
 
 def _model_files(model: str) -> list[Path]:
     folder = data_folder("models", "tiny-opt") if model in EMBEDDED_MODELS else Path(model).expanduser()
-    return sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
 
 
 def _digest(files: list[Path]) -> str:

@@ -13,7 +13,7 @@ FORMAT = 1
 def default_store() -> Path:
     """Where finished rows go unless told: `PERPKIT_STORE`, else the user's cache folder."""
     if path := os.environ.get("PERPKIT_STORE"):
-        return Path(path)
+        return Path(path).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "perpkit" / "results.sqlite"
 
@@ -33,7 +33,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path | None = None):
-        self.path = Path(path) if path is not None else default_store()
+        self.path = Path(path).expanduser() if path is not None else default_store()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -82,10 +82,15 @@ def _run_on(executor: Executor, missing: dict[str, Experiment], keep, cancelled)
             keep(waiting.pop(future), future.result())
             if cancelled is not None and cancelled():
                 raise Cancelled
+    except KeyboardInterrupt:
+        tqdm.write("Stopping; the rows in work are finished first.")
+        raise
     finally:
+        for future in waiting:
+            future.cancel()
+        # What is in work is waited for and kept: it cannot be stopped, and not be thrown away either.
         for future, key in waiting.items():
-            # What was finished meanwhile is not thrown away with the rest.
-            if not future.cancel() and future.done() and future.exception() is None:
+            if not future.cancelled() and future.exception() is None:
                 keep(key, future.result())
 
 
@@ -94,7 +99,9 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
 
     Raises Cancelled when `cancelled()` said so before the row was finished.
     """
-    dense, text, dense_perplexity = _dense(experiment.model, experiment.text, experiment.length)
+    dense, text, dense_perplexity = _dense(
+        experiment.model, experiment.text, experiment.length, experiment.files()
+    )
     model = copy.deepcopy(dense)
     started = time.perf_counter()
     masks = prune(model, experiment.criterion, sparsity=experiment.sparsity, seed=experiment.seed)
@@ -131,8 +138,8 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
 
 
 @lru_cache(maxsize=2)
-def _dense(model_name: str, text_name: str, length: int | None):
-    """The dense model, its text and its perplexity: shared by all rows of a process."""
+def _dense(model_name: str, text_name: str, length: int | None, _files: tuple[str, str]):
+    """The dense model, its text and its perplexity: shared by the rows of a process while no file changes."""
     model, tokenizer = load_model(model_name)
     text = load_text(text_name, tokenizer, length=length)
     return model, text, perplexity(model, text.test)

@@ -27,7 +27,7 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     A weight keeps the layout its layer stores it in: `[out, in]` for `nn.Linear`, `[in, out]` for the
     `Conv1D` of GPT-2. Source: PERP and Wanda prune exactly these.
 
-    Raises ValueError when the model has no decoder blocks or no linear layers in them.
+    Raises ValueError when the model has no decoder blocks, no linear layers in them, or fused experts.
 
     >>> import perpkit as pk
     >>> model, _ = pk.load_model("tiny-opt", device="cpu")
@@ -41,6 +41,12 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, module in blocks.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     }
+    for name, parameter in blocks.named_parameters():
+        if parameter.ndim > 2:
+            raise ValueError(
+                f"{prefix}.{name} of shape {tuple(parameter.shape)} holds several matrices in one, as fused "
+                "mixtures of experts do; these models cannot be pruned yet"
+            )
     if not weights:
         raise ValueError(f"found no linear layers in the decoder blocks of a {type(model).__name__}")
     return weights

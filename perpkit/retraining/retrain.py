@@ -1,5 +1,6 @@
 """The retraining loop: a parameter subset, AdamW, and masks that hold after every step."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from ..pruning.masks import Masks
 from ..sources.text import check_windows
 from .schedules import llr
-from .subsets import subset_parameters, untie_head
+from .subsets import subset_parameters, subset_parts, untie_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,19 +58,20 @@ def retrain(
     check_windows(model, windows)
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1")
-    if steps < 0 or lr <= 0 or not 0 <= warmup <= 1:
+    if steps < 0 or not 0 < lr < math.inf or not 0 <= warmup <= 1:
         raise ValueError(
             f"steps={steps}, lr={lr}, warmup={warmup}: want steps >= 0, lr > 0, warmup in [0, 1]"
         )
     masks.check(model)
-    if "head" in subset.split("+"):
-        untie_head(model)
-    trainable = subset_parameters(model, subset)
-    for name, parameter in trainable.items():
+    for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"{name!r} is {parameter.dtype}: load the model with dtype='float32' to retrain it"
             )
+    # Last of all, so that an error leaves the model as it was.
+    if "head" in subset_parts(subset):
+        untie_head(model)
+    trainable = subset_parameters(model, subset)
 
     device = next(model.parameters()).device
     pruned = [(p, ~masks[name].to(device)) for name, p in trainable.items() if name in masks]

@@ -1,5 +1,6 @@
 """Which parameters are retrained: biases, normalisations, the head, all, and unions of them."""
 
+import difflib
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,18 +27,33 @@ def subset_parameters(model: "PreTrainedModel", subset: str) -> dict[str, nn.Par
     ['model.decoder.final_layer_norm.bias', 'model.decoder.final_layer_norm.weight']
     """
     chosen: dict[str, nn.Parameter] = {}
-    for part in subset.split("+"):
-        if part not in SUBSETS:
-            valid = ", ".join(SUBSETS)
-            raise ValueError(
-                f"unknown subset {part!r}; the subsets are {valid} and unions such as 'biases+norms'"
-            )
+    for part in subset_parts(subset):
         found = _PARTS[part](model)
         if not found:
             raise ValueError(f"a {type(model).__name__} has no {part}; choose another subset")
         chosen |= found
     order = dict(model.named_parameters())
     return {name: order[name] for name in order if name in chosen}
+
+
+def subset_parts(subset: str) -> list[str]:
+    """The names in a union of subsets.
+
+    Raises ValueError for one that is no subset.
+
+    >>> subset_parts("biases+norms")
+    ['biases', 'norms']
+    """
+    parts = subset.split("+")
+    for part in parts:
+        if part not in SUBSETS:
+            near = difflib.get_close_matches(part, SUBSETS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(
+                f"unknown subset {part!r}{hint} The subsets are {', '.join(SUBSETS)} and unions such as "
+                "'biases+norms'"
+            )
+    return parts
 
 
 def _biases(model: "PreTrainedModel") -> dict[str, nn.Parameter]:

@@ -20,10 +20,12 @@ def hub_reachable() -> bool:
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+            answer = get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
         except Exception:
             return
-        answered.set()
+        # The hub's own client would also retry one that is out of order.
+        if answer.status_code < 500:
+            answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

@@ -30,7 +30,7 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     ('opt', 1024)
     """
     dtype = _dtype(dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     name = str(name)
     source, local_only = _locate(name)
     from safetensors import SafetensorError
@@ -52,6 +52,10 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
         if local_only and not Path(source).is_dir():
             raise unreachable(f"the model {name!r}") from error
         raise ValueError(f"cannot load {name!r}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        # Weights that do not fit config.json, an architecture that transformers does not know, …
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {name!r}, its files do not fit together: {first}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -76,6 +80,17 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; the dtypes are {', '.join(DTYPES)}")
     return getattr(torch, name)
+
+
+def _device(device: str | None) -> str:
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if torch.backends.mps.is_available():
+        kinds.append("mps")
+    if device is None:
+        return "cuda" if "cuda" in kinds else "cpu"
+    if device.partition(":")[0] not in kinds:
+        raise ValueError(f"unknown device {device!r}; this machine has {', '.join(kinds)}")
+    return device
 
 
 def _locate(name: str) -> tuple[str, bool]:
