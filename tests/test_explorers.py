@@ -343,11 +343,11 @@ def test_an_error_in_a_callback_is_shown(store, runs, monkeypatch, callback):
     [
         (
             {"criterion": ["magnitude", "random"]},
-            "one criterion at a time, the grid has 'magnitude' and 'random'",
+            "one value of 'criterion' at a time, the grid has 'magnitude' and 'random'",
         ),
-        ({"model": ["tiny-opt", "tiny-opt-outliers"]}, "one model at a time"),
-        ({"retrain": "biases", "steps": [5, 6]}, "one steps at a time, the grid has 5 and 6"),
-        ({"retrain": "biases", "lr": [0.1, 0.2]}, "one lr at a time"),
+        ({"model": ["tiny-opt", "tiny-opt-outliers"]}, "one value of 'model'"),
+        ({"retrain": "biases", "steps": [5, 6]}, "one value of 'steps' at a time, the grid has 5 and 6"),
+        ({"retrain": "biases", "lr": [0.1, 0.2]}, "one value of 'lr'"),
     ],
 )
 def test_a_grid_without_controls_for_it_is_refused(store, axes, said):

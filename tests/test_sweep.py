@@ -264,7 +264,8 @@ def test_threads_give_the_same_rows(real, store):
 
 
 def test_the_dense_model_is_the_same_after_every_row(real, store):
-    dense, _, measured = sweeping._dense("tiny-opt", "storyworld", 16)
+    real_files = pk.Experiment(length=16).files()
+    dense, _, measured = sweeping._dense("tiny-opt", "storyworld", 16, real_files)
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     sweep(pk.Grid(retrain=["full", "head"], **SHORT), store)
     for name, tensor in dense.state_dict().items():
@@ -295,3 +296,16 @@ def test_worker_processes_give_the_same_rows(real, store):
     pd.testing.assert_frame_equal(results[columns], real[columns], rtol=1e-4)
     same = real.columns.difference([*columns, "seconds"], sort=False)
     pd.testing.assert_frame_equal(results[same], real[same])
+
+
+def test_weights_that_change_on_disk_are_loaded_again(tmp_path, store):
+    folder = tmp_path / "model"
+    model, tokenizer = pk.load_model("tiny-opt", device="cpu")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    grid = pk.Grid(model=str(folder), sparsity=0.0, length=16)
+    before = pk.sweep(grid, store=store, progress=False)
+    pk.prune(model, "magnitude", sparsity=0.7)
+    model.save_pretrained(folder)
+    after = pk.sweep(grid, store=store, progress=False)
+    assert after.perplexity[0] > 2 * before.perplexity[0]

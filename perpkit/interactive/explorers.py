@@ -1,11 +1,11 @@
 """Explorers: sliders and buttons over calls that a cell could make."""
 
+import dataclasses
 import functools
 import html
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -54,7 +54,7 @@ class SparsityExplorer(widgets.VBox):
 
     def __init__(self, grid: Grid, *, store: Store | str | Path | None = None):
         experiments = list(grid)
-        self._inputs = _inputs_by_retraining(experiments)
+        self._templates = _by_retraining(experiments)
         self._store = store if isinstance(store, Store) else Store(store)
         self._rows = self._store.get(experiment.key() for experiment in experiments)
         # Its lock guards the rows and the widgets.
@@ -67,16 +67,17 @@ class SparsityExplorer(widgets.VBox):
             value=sparsities[len(sparsities) // 2],
             description="sparsity",
             continuous_update=False,
-            layout=widgets.Layout(width="420px"),
+            layout=widgets.Layout(width="320px"),
         )
         self.retrain = widgets.Dropdown(
-            options=list(self._inputs),
+            options=list(self._templates),
             value="none",
             description="retrain",
-            layout=widgets.Layout(width="240px"),
+            layout=widgets.Layout(width="215px"),
         )
-        self.cancel = widgets.Button(description="Cancel", icon="stop")
-        self.again = widgets.Button(description="Try again", icon="refresh")
+        narrow = widgets.Layout(width="104px")
+        self.cancel = widgets.Button(description="Cancel", icon="stop", layout=narrow)
+        self.again = widgets.Button(description="Try again", icon="refresh", layout=narrow)
         self.message = widgets.HTML()
         self.picture = widgets.Image(
             format="png", layout=widgets.Layout(width="720px", max_width="100%", align_self="flex-start")
@@ -159,7 +160,7 @@ class SparsityExplorer(widgets.VBox):
     def _compute(self, request: Request, sparsity: float, retrain: str) -> None:
         """Compute what is missing of a point and show it; the pruned model before the retraining begins."""
         names = dict.fromkeys(["none", retrain])
-        chosen = [Experiment(**self._inputs[name], sparsity=sparsity) for name in names]
+        chosen = [dataclasses.replace(self._templates[name], sparsity=sparsity) for name in names]
         keys = [experiment.key() for experiment in chosen]
         missing = set(keys) - set(self._store.get(keys))
         text = f"{_percent(sparsity)}: "
@@ -202,32 +203,25 @@ class SparsityExplorer(widgets.VBox):
         if table.empty:
             raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
         # All the choices, finished or not, so that each keeps its colour.
-        table["retrain"] = pd.Categorical(table["retrain"], categories=list(self._inputs))
+        table["retrain"] = pd.Categorical(table["retrain"], categories=list(self._templates))
         return table.sort_values(["retrain", "sparsity", "seed"], ignore_index=True)
 
 
-def _inputs_by_retraining(experiments: list[Experiment]) -> dict[str, dict]:
-    """For each retraining, first "none", the inputs that are the same at all sparsities.
+def _by_retraining(experiments: list[Experiment]) -> dict[str, Experiment]:
+    """One experiment of each retraining, first "none"; the explorer replaces its sparsity.
 
-    Raises ValueError for inputs that an explorer has no control for and that differ.
+    Raises ValueError when they differ in an input that the explorer has no control for.
     """
-    first = asdict(experiments[0])
-    common = {name: first[name] for name in ("model", "text", "criterion", "length", "seed")}
-    inputs = {"none": {**common, "retrain": "none"}}
+    found = {"none": dataclasses.replace(experiments[0], retrain="none")}
     for experiment in experiments:
-        given = asdict(experiment)
-        # "none" has steps, lr and batch of zero, which are not to be given.
-        varying = {"sparsity"} | ({"steps", "lr", "batch"} if experiment.retrain == "none" else set())
-        fixed = inputs.setdefault(
-            experiment.retrain, {name: given[name] for name in given if name not in varying}
-        )
-        for name in fixed:
-            if name != "seed" and given[name] != fixed[name]:
+        first = found.setdefault(experiment.retrain, experiment).asdict()
+        for name, value in experiment.asdict().items():
+            if value != first[name] and name not in ("sparsity", "seed"):
                 raise ValueError(
-                    f"the explorer shows one {name} at a time, the grid has {fixed[name]!r} and "
-                    f"{given[name]!r}; make an explorer for each"
+                    f"the explorer shows one value of {name!r} at a time, the grid has {first[name]!r} and "
+                    f"{value!r}; make an explorer for each"
                 )
-    return inputs
+    return found
 
 
 def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:

@@ -121,7 +121,15 @@ class Masks(Mapping[str, torch.Tensor]):
                 if metadata.get("format") != "perpkit masks 1":
                     raise ValueError(f"{str(path)!r} holds no perpkit masks")
                 shapes = json.loads(metadata["shapes"])
-                return cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()})
+                masks = {}
+                for name, shape in shapes.items():
+                    packed = file.get_tensor(name)
+                    if len(packed) != math.ceil(math.prod(shape) / 8):
+                        raise ValueError(
+                            f"{str(path)!r} is damaged: {name!r} does not fill its shape {shape}"
+                        )
+                    masks[name] = _unpack(packed, shape)
+                return cls(masks)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"cannot read masks from {str(path)!r}: {error}") from error
 

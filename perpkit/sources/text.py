@@ -102,8 +102,8 @@ def load_text(
         if not len(found[split]):
             raise ValueError(
                 f"the {split} split of {name!r} ({len(documents[split])} documents) is shorter than one "
-                f"window of {length} tokens; give a longer text, more lines (a file is split by lines) or a smaller "
-                "length="
+                f"window of {length} tokens; give a longer text, more lines (a file is split by lines) or "
+                "a smaller length="
             )
     return Text(name, found["train"], found["calibration"], found["test"])
 
