@@ -82,10 +82,8 @@ def test_it_follows_a_slow_transcription(make_model, windows, architecture, subs
     losses = slow_retrain(slow, few, masks, subset, steps=5, lr=3e-3, warmup=0.4)
     assert history.loss.tolist() == pytest.approx(losses, rel=1e-6)
     for (name, fast), wanted in zip(model.named_parameters(), slow.parameters(), strict=True):
-        # a step is about lr long; the loss is computed in float32
-        torch.testing.assert_close(fast, wanted, rtol=0, atol=2e-5, msg=name)
-    moved = [name for name, p in subset_parameters(slow, subset).items() if p.grad is None]
-    assert moved, "the transcription trained nothing"
+        # a step is about lr long; the loss, and so its gradient, is computed in float32
+        assert (fast - wanted).abs().max() < 1e-6, name
 
 
 def test_next_token_loss_is_the_mean_over_predicted_tokens(make_model, windows):
@@ -206,7 +204,7 @@ def test_no_other_device_is_reseeded(pruned, windows, monkeypatch):
     # fork_rng brings back the generators of the CPU and of the model's device, no others
     reseeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
-    train(*(pruned[0], windows, pruned[1]))
+    train(pruned[0], windows, pruned[1])
     assert reseeded == []
 
 
@@ -316,9 +314,9 @@ def test_a_loss_that_is_not_finite_restores_the_weights(pruned, windows, subset)
     model, masks = pruned
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"loss became (nan|inf) at step \d with lr=1e\+30; .* Try lr=1e\+29"
+        ValueError, match=r"loss became (nan|inf) at step \d with lr=1e\+37; .* Try lr=1e\+36"
     ):
-        train(model, windows, masks, subset, lr=1e30)
+        train(model, windows, masks, subset, lr=1e37)
     assert same(model, before)
 
 

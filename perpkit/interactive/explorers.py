@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
+from matplotlib.patheffects import withStroke
 
 from ..experiments.grid import Experiment, Grid
 from ..experiments.store import Store
@@ -239,7 +240,8 @@ def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
             # The higher figure above its point and the lower one below, so that close points stay readable.
             offset = (side, -15 if value < max(values.values()) else 7)
             place: dict = {"textcoords": "offset points", "ha": alignment, "weight": "bold"}
-            axes.annotate(f"{value:.2f}", (sparsity, value), offset, **place)
+            label = axes.annotate(f"{value:.2f}", (sparsity, value), offset, **place)
+            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     return figure
 
 

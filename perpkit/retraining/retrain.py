@@ -68,8 +68,12 @@ def retrain(
             raise ValueError(
                 f"{name!r} is {parameter.dtype}: load the model with dtype='float32' to retrain it"
             )
+    parts = subset_parts(subset)
+    for part in parts:
+        if part != "head":
+            subset_parameters(model, part)
     # Last of all, so that an error leaves the model as it was.
-    if "head" in subset_parts(subset):
+    if "head" in parts:
         untie_head(model)
     trainable = subset_parameters(model, subset)
 
@@ -80,7 +84,7 @@ def retrain(
     order = _batches(len(windows), batch, seed)
     history = []
     with _training(model, trainable), torch.random.fork_rng(_cuda(device)), _bar(steps, progress) as bar:
-        torch.manual_seed(seed)
+        _seed(device, seed)
         for step in range(steps):
             if cancelled is not None and cancelled():
                 break
@@ -129,20 +133,21 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 class _training:
-    """Only the trainable parameters get gradients inside; flags and mode are restored afterwards."""
+    """Only the trainable parameters get gradients inside; flags and modes are restored afterwards."""
 
     def __init__(self, model: "PreTrainedModel", trainable: dict[str, nn.Parameter]):
         self.model, self.trainable = model, trainable
 
     def __enter__(self) -> None:
-        self.mode = self.model.training
+        self.modes = [(module, module.training) for module in self.model.modules()]
         self.flags = [(p, p.requires_grad) for p in self.model.parameters()]
         self.model.train()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.trainable)
 
     def __exit__(self, *_) -> None:
-        self.model.train(self.mode)
+        for module, mode in self.modes:
+            module.training = mode
         for parameter, flag in self.flags:
             parameter.requires_grad_(flag)
             parameter.grad = None
@@ -150,6 +155,15 @@ class _training:
 
 def _cuda(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    # Not torch.manual_seed: it reseeds every device, and only these generators are restored.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _bar(steps: int, progress: bool) -> tqdm:

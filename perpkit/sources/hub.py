@@ -21,10 +21,11 @@ def hub_reachable() -> bool:
     def ask() -> None:
         try:
             answer = get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+            # The hub's own client would also retry one that is out of order.
+            healthy = answer.status_code < 500
         except Exception:
             return
-        # The hub's own client would also retry one that is out of order.
-        if answer.status_code < 500:
+        if healthy:
             answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)

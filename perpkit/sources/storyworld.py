@@ -130,8 +130,8 @@ def questions(ability: str, count: int = 200, seed: int = 0) -> list[dict]:
     Raises ValueError for an unknown ability or a count below 1.
 
     >>> question = questions("recall", count=2)[0]
-    >>> question["stratum"] in ("activity first", "toy first"), len(question["choices"])
-    (True, 2)
+    >>> question["ability"], len(question["choices"])
+    ('recall', 2)
     """
     if ability not in ABILITIES:
         raise ValueError(f"unknown ability {ability!r}; the abilities are {', '.join(ABILITIES)}")
