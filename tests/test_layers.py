@@ -119,6 +119,23 @@ def test_blocks_without_matrices_are_refused(make_model):
         prunable_weights(model)
 
 
+def test_fused_experts_are_refused_by_name():
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    model = transformers.MixtralForCausalLM(config)
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj of shape \(3, 96, 32\)"
+    ):
+        prunable_weights(model)
+
+
 def test_the_published_model_has_its_published_number_of_matrices():
     config = transformers.OPTConfig(
         hidden_size=2560,

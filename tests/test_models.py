@@ -169,6 +169,26 @@ def test_a_damaged_config_is_named(folder):
         load_model(folder, device="cpu")
 
 
+def test_weights_that_do_not_fit_the_config_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "ffn_dim": config["ffn_dim"] + 8}))
+    with pytest.raises(ValueError, match=r"cannot load .*mine', its files do not fit together"):
+        load_model(folder, device="cpu")
+
+
+def test_an_unknown_architecture_is_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "perceptron"}))
+    with pytest.raises(ValueError, match=r"mine'.*perceptron"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cudda", "xla:0"])
+def test_an_unknown_device_is_refused_with_the_known_ones(device):
+    with pytest.raises(ValueError, match=f"unknown device '{device}'; this machine has cpu"):
+        load_model("tiny-opt", device=device)
+
+
 def test_weights_that_lack_a_matrix_are_refused(folder):
     # transformers would fill it with random numbers and only say so in its log
     weights = load_file(folder / "model.safetensors")

@@ -116,6 +116,14 @@ def test_dropout_is_off_while_measuring_and_the_mode_comes_back(make_model, wind
     assert model.training is training
 
 
+def test_every_module_keeps_its_own_mode(model, windows):
+    model.train()
+    model.get_decoder().layers[0].eval()
+    before = [module.training for module in model.modules()]
+    pk.perplexity(model, windows)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_the_mode_comes_back_when_the_model_fails(make_model, windows):
     model = make_model("opt").train()
 

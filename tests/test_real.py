@@ -20,7 +20,8 @@ def dense(real_data):
 
 @pytest.fixture(scope="module")
 def stories(real_data, dense):
-    return pk.load_text(real_data / "tinystories" / "stories_1000.jsonl", dense[1], length=256)
+    file = real_data / "tinystories" / "stories_1000.jsonl"
+    return pk.load_text(file, dense[1], length=256, windows={"train": 200, "test": 40})
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,11 @@ def test_perplexity_on_the_beginnings_of_stories_is_the_published_one(real_data,
 
 
 def test_stories_are_cut_into_windows_of_real_text(real_data, dense, stories):
-    assert stories.train.shape[1] == 256
-    assert len(stories.train) > 7 * len(stories.test) > 100
-    first = json.loads((real_data / "tinystories" / "stories_1000.jsonl").open(encoding="utf-8").readline())
+    assert stories.train.shape == (200, 256)
+    assert stories.test.shape == (40, 256)
+    lines = (real_data / "tinystories" / "stories_1000.jsonl").read_text(encoding="utf-8").splitlines()
     beginning = dense[1].decode(stories.train[0], skip_special_tokens=True).strip()
-    assert beginning.startswith(first["text"][:100])
+    assert beginning.startswith(json.loads(lines[0])["text"][:100])
     assert pk.perplexity(dense[0], stories.test) < 6
 
 
@@ -61,8 +62,8 @@ def test_wikitext_is_read_from_its_raw_files(real_data, dense):
     model, tokenizer = dense
     folder = real_data / "wikitext2"
     files = {"train": folder / "train_excerpt_1000.txt", "test": folder / "wiki.test.raw"}
-    text = pk.load_text(files, tokenizer, length=256, windows={"test": 60})
-    assert text.test.shape == (60, 256)
+    text = pk.load_text(files, tokenizer, length=256, windows={"test": 40})
+    assert text.test.shape == (40, 256)
     assert "Robert Boulter" in tokenizer.decode(text.test[0])
     # its own language is stories: 102 on the whole test split
     assert 60 < pk.perplexity(model, text.test) < 170

@@ -287,6 +287,18 @@ def test_hub_texts_are_loaded_by_their_recipe(tokenizer, monkeypatch, name):
         assert set(asked[0]["data_files"]) == {"train", "test"}
 
 
+def test_a_crawl_of_the_web_is_not_tokenised_whole(tokenizer, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(module, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **recipe: {"text": LINES * 100})
+    text = load_text("c4", tokenizer, length=4)
+    assert [len(getattr(text, split)) for split in SPLITS] == [4096, 128, 256]
+    assert text.test.tolist() == cut(tokenizer, LINES * 2, 4)[:256]
+    capped = load_text("c4", tokenizer, length=4, windows={"train": 9, "test": 5000})
+    assert [len(getattr(capped, split)) for split in SPLITS] == [9, 128, 5000]
+
+
 def test_other_errors_of_the_dataset_client_are_passed_on(tokenizer, monkeypatch):
     import datasets
 
@@ -326,6 +338,11 @@ def test_windows_beyond_the_context_are_refused(make_model, architecture):
 
 def test_a_model_without_positions_has_no_longest_window(make_model):
     check_windows(make_model("bloom"), torch.zeros(2, 4096, dtype=torch.int64))
+
+
+def test_a_whole_text_is_no_windows(make_model, text):
+    with pytest.raises(ValueError, match=r"whole text; give one split of it, such as text\.test"):
+        check_windows(make_model("opt"), text)
 
 
 def test_text_is_immutable(text):

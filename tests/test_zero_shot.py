@@ -90,7 +90,9 @@ def test_an_unknown_task_is_refused_with_the_valid_ones(loaded, measure, tasks):
 
 def test_the_model_is_left_as_it_was(tiny_opt, measure):
     tiny_opt.train()
+    tiny_opt.model.decoder.layers[0].eval()
+    modes = [module.training for module in tiny_opt.modules()]
     before = {name: tensor.clone() for name, tensor in tiny_opt.state_dict().items()}
     measure(tiny_opt, tasks="recall")
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_opt.state_dict().items())
-    assert tiny_opt.training
+    assert [module.training for module in tiny_opt.modules()] == modes

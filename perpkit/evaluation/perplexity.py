@@ -43,7 +43,7 @@ def perplexity(
     count, length = windows.shape
     batch = max(1, LOGITS_AT_ONCE // (length * model.config.get_text_config().vocab_size))
     device = next(model.parameters()).device
-    mode = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     total = 0.0
     try:
@@ -56,7 +56,8 @@ def perplexity(
             for some, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
                 total += F.cross_entropy(some.float(), wanted, reduction="sum").item()
     finally:
-        model.train(mode)
+        for module, mode in modes:
+            module.training = mode
     try:
         return math.exp(total / (count * (length - 1)))
     except OverflowError:

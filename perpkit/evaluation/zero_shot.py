@@ -74,12 +74,14 @@ def zero_shot(
 @contextmanager
 def _as_before(model: "PreTrainedModel") -> Iterator[None]:
     """The harness seeds and draws from the global generators and puts the model in evaluation mode."""
-    mode, drawn, seeded = model.training, random.getstate(), np.random.get_state()  # noqa: NPY002
+    modes = [(module, module.training) for module in model.modules()]
+    drawn, seeded = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        model.train(mode)
+        for module, mode in modes:
+            module.training = mode
         random.setstate(drawn)
         np.random.set_state(seeded)  # noqa: NPY002
 

@@ -233,13 +233,14 @@ def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
     axes.set_xlim(-0.02, max(SPARSITIES[-1], table["sparsity"].max()) + 0.04)
     axes.axvline(sparsity, color=GREY, linewidth=1, zorder=0)
     values = {name: _point(table, sparsity, name)["perplexity"].mean() for name in ("none", retrain)}
-    side, alignment = (-9, "right") if sparsity > 0.7 else (9, "left")
     for value in values.values():
         if math.isfinite(value):
             axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
-            # The higher figure above its point and the lower one below, so that close points stay readable.
-            offset = (side, -15 if value < max(values.values()) else 7)
-            place: dict = {"textcoords": "offset points", "ha": alignment, "weight": "bold"}
+            # The curves rise: above to the left and below to the right a figure hides nothing.
+            below = value < max(values.values())
+            left = sparsity > 0.8 if below else sparsity > 0.1
+            offset = (-9 if left else 9, -15 if below else 7)
+            place: dict = {"textcoords": "offset points", "ha": "right" if left else "left", "weight": "bold"}
             label = axes.annotate(f"{value:.2f}", (sparsity, value), offset, **place)
             label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     return figure
