@@ -21,20 +21,38 @@ def store(tmp_path) -> pk.Store:
     return pk.Store(tmp_path / "results.sqlite")
 
 
-@pytest.fixture
-def runs(monkeypatch) -> list:
-    """Runs cost nothing and are listed; the perplexities follow a formula."""
-    listed = []
+class Runs(list):
+    """What was run; a run costs nothing, its perplexity follows a formula, and tests can get in its way."""
 
-    def run(experiment, cancelled=None) -> dict:
-        listed.append(experiment)
+    def __init__(self):
+        self.before = lambda experiment: None
+
+    def __call__(self, experiment, cancelled=None) -> dict:
+        self.append(experiment)
+        self.before(experiment)
         for _ in range(experiment.steps):
             if cancelled is not None and cancelled():
                 raise Cancelled
         return made_row(experiment)
 
-    monkeypatch.setattr(sweeping, "run", run)
-    return listed
+    def fail(self, error: Exception) -> None:
+        def raise_it(experiment):
+            raise error
+
+        self.before = raise_it
+
+    def hold(self) -> threading.Event:
+        """Let runs wait, deaf to a cancel, until the event is set."""
+        go = threading.Event()
+        self.before = lambda experiment: go.wait(SOON)
+        return go
+
+
+@pytest.fixture
+def runs(monkeypatch) -> Runs:
+    runs = Runs()
+    monkeypatch.setattr(sweeping, "run", runs)
+    return runs
 
 
 def made_row(experiment) -> dict:
@@ -94,14 +112,8 @@ def test_a_filled_store_is_shown_at_once_and_nothing_is_run(store, runs, monkeyp
     assert runs == []
 
 
-def test_an_empty_store_does_not_hold_up_the_page(store, monkeypatch):
-    go = threading.Event()
-
-    def run(experiment, cancelled=None):
-        assert go.wait(SOON)
-        return made_row(experiment)
-
-    monkeypatch.setattr(sweeping, "run", run)
+def test_an_empty_store_does_not_hold_up_the_page(store, runs):
+    go = runs.hold()
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
     assert explorer.picture.value == b""
     assert explorer.picture.layout.display == "none"
@@ -123,19 +135,12 @@ def test_a_point_is_run_as_the_grid_says_and_kept(store, runs):
     assert len(store.get(experiment.key() for experiment in grid)) == 1
 
 
-def test_the_pruned_model_is_shown_before_the_retraining_begins(store, monkeypatch):
-    seen = []
-
-    def run(experiment, cancelled=None):
-        if experiment.retrain == "biases":
-            seen.append((words(explorer), explorer.picture.value))
-        return made_row(experiment)
-
-    monkeypatch.setattr(sweeping, "run", run)
+def test_the_pruned_model_is_shown_before_the_retraining_begins(store, runs):
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5], retrain=["none", "biases"]), store=store)
+    seen = {}
+    runs.before = lambda experiment: seen.update({experiment.retrain: words(explorer)})
     shown(explorer, 0.7, "biases")
-    assert seen[0][0] == "70 %: perplexity 2.00 dense → 9.00 pruned"
-    assert seen[0][1] != explorer.picture.value
+    assert seen["biases"] == "70 %: perplexity 2.00 dense → 9.00 pruned"
 
 
 def test_the_news_tell_the_training_step(store, runs, monkeypatch):
@@ -240,17 +245,11 @@ def test_cancel_takes_effect_within_a_training_step(store):
     assert shown(explorer, 0.3).startswith("30 %: perplexity")
 
 
-def test_a_cancelled_run_that_does_not_listen_shows_nothing(store, monkeypatch):
-    started, go = threading.Event(), threading.Event()
-
-    def run(experiment, cancelled=None):
-        started.set()
-        assert go.wait(SOON)
-        return made_row(experiment)
-
-    monkeypatch.setattr(sweeping, "run", run)
+def test_a_cancelled_run_that_does_not_listen_shows_nothing(store, runs):
+    go = runs.hold()
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    assert started.wait(SOON)
+    while not runs:
+        time.sleep(0.01)
     explorer.cancel.click()
     go.set()
     assert explorer.wait(SOON)
@@ -265,11 +264,8 @@ def test_a_cancel_that_comes_too_late_hides_nothing(store, runs):
     assert words(explorer) == said
 
 
-def test_without_a_finished_row_there_is_no_figure(store, monkeypatch):
-    def run(experiment, cancelled=None):
-        raise ValueError("no luck")
-
-    monkeypatch.setattr(sweeping, "run", run)
+def test_without_a_finished_row_there_is_no_figure(store, runs):
+    runs.fail(ValueError("no luck"))
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
     with pytest.raises(ValueError, match="nothing is computed yet"):
         explorer.figure()
@@ -278,23 +274,17 @@ def test_without_a_finished_row_there_is_no_figure(store, monkeypatch):
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_an_error_is_shown_escaped_and_the_controls_go_on(store, runs, monkeypatch):
+def test_an_error_is_shown_escaped_and_the_controls_go_on(store, runs):
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
     shown(explorer, 0.5)
     picture = explorer.picture.value
-    run = sweeping.run
-
-    def broken(experiment, cancelled=None):
-        raise RuntimeError("<script>alert(1)</script> & co")
-
-    monkeypatch.setattr(sweeping, "run", broken)
-    explorer.show(0.6, "none")
-    assert explorer.wait(SOON)
+    runs.fail(RuntimeError("<script>alert(1)</script> & co"))
+    shown(explorer, 0.6)
     assert "<b>RuntimeError</b>: &lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in explorer.message.value
     assert isinstance(explorer.error, RuntimeError)
     assert explorer.picture.value == picture
     assert explorer.cancel.disabled
-    monkeypatch.setattr(sweeping, "run", run)
+    runs.before = lambda experiment: None
     explorer.again.click()
     assert explorer.wait(SOON)
     assert words(explorer) == "60 %: perplexity 2.00 dense → 8.00 pruned"
