@@ -1,19 +1,13 @@
 """Explorers without a browser: what the widgets hold after a hand has moved them."""
 
-import html
-import re
 import threading
-import time
 
-import pandas as pd
 import pytest
+from explorer_parts import SOON, Runs, shown, words
 
 import perpkit as pk
 from perpkit.experiments import sweep as sweeping
-from perpkit.experiments.sweep import Cancelled
 from perpkit.interactive import explorers
-
-SOON = 60
 
 
 @pytest.fixture
@@ -21,63 +15,11 @@ def store(tmp_path) -> pk.Store:
     return pk.Store(tmp_path / "results.sqlite")
 
 
-class Runs(list):
-    """What was run; a run costs nothing, its perplexity follows a formula, and tests can get in its way."""
-
-    def __init__(self):
-        self.before = lambda experiment: None
-
-    def __call__(self, experiment, cancelled=None) -> dict:
-        self.append(experiment)
-        self.before(experiment)
-        for _ in range(experiment.steps):
-            if cancelled is not None and cancelled():
-                raise Cancelled
-        return made_row(experiment)
-
-    def fail(self, error: Exception) -> None:
-        def raise_it(experiment):
-            raise error
-
-        self.before = raise_it
-
-    def hold(self) -> threading.Event:
-        """Let runs wait, deaf to a cancel, until the event is set."""
-        go = threading.Event()
-        self.before = lambda experiment: go.wait(SOON)
-        return go
-
-
 @pytest.fixture
 def runs(monkeypatch) -> Runs:
     runs = Runs()
     monkeypatch.setattr(sweeping, "run", runs)
     return runs
-
-
-def made_row(experiment) -> dict:
-    trained = experiment.retrain != "none"
-    reached = 2 + (1 if trained else 10) * experiment.sparsity + 0.1 * experiment.seed
-    return {
-        **experiment.asdict(),
-        "perplexity": reached,
-        "dense_perplexity": 2.0,
-        "floor": 1.5,
-        "trainable_share": 0.01 * trained,
-        "seconds": 1.0,
-        "protocol": "story world",
-    }
-
-
-def words(explorer) -> str:
-    """The message as it is read."""
-    return html.unescape(re.sub("<[^>]*>", "", explorer.message.value))
-
-
-def shown(explorer, sparsity, retrain="none") -> str:
-    explorer.show(sparsity, retrain)
-    assert explorer.wait(SOON)
-    return words(explorer)
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -223,137 +165,3 @@ def test_hands_in_many_threads_leave_one_consistent_point(store, runs):
     assert words(explorer) == "40 %: perplexity 2.00 dense → 6.00 pruned"
     assert explorer.picture.value == explorer.figure().png()
     assert explorer.error is None
-
-
-# --- cancel ---------------------------------------------------------------------------------------
-
-
-def test_cancel_takes_effect_within_a_training_step(store):
-    grid = pk.Grid(sparsity=[0.5], retrain=["none", "biases"], steps=100_000)
-    explorer = pk.SparsityExplorer(grid, store=store)
-    explorer.show(0.5, "biases")
-    while "step" not in words(explorer):
-        assert not explorer.wait(0.05), words(explorer)
-    started = time.perf_counter()
-    explorer.cancel.click()
-    assert words(explorer) == "cancelled; finished rows are kept"
-    assert explorer.cancel.disabled
-    assert explorer.wait(SOON)
-    assert time.perf_counter() - started < 5
-    assert words(explorer) == "cancelled; finished rows are kept"
-    assert len(store.get(experiment.key() for experiment in grid)) == 1
-    assert shown(explorer, 0.3).startswith("30 %: perplexity")
-
-
-def test_a_cancelled_run_that_does_not_listen_shows_nothing(store, runs):
-    go = runs.hold()
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    while not runs:
-        time.sleep(0.01)
-    explorer.cancel.click()
-    go.set()
-    assert explorer.wait(SOON)
-    assert words(explorer) == "cancelled; finished rows are kept"
-    assert explorer.picture.value == b""
-
-
-def test_a_cancel_that_comes_too_late_hides_nothing(store, runs):
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    said = shown(explorer, 0.5)
-    explorer._on_cancel(explorer.cancel)
-    assert words(explorer) == said
-
-
-def test_without_a_finished_row_there_is_no_figure(store, runs):
-    runs.fail(ValueError("no luck"))
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    with pytest.raises(ValueError, match="nothing is computed yet"):
-        explorer.figure()
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def test_an_error_is_shown_escaped_and_the_controls_go_on(store, runs):
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    shown(explorer, 0.5)
-    picture = explorer.picture.value
-    runs.fail(RuntimeError("<script>alert(1)</script> & co"))
-    shown(explorer, 0.6)
-    assert "<b>RuntimeError</b>: &lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in explorer.message.value
-    assert isinstance(explorer.error, RuntimeError)
-    assert explorer.picture.value == picture
-    assert explorer.cancel.disabled
-    runs.before = lambda experiment: None
-    explorer.again.click()
-    assert explorer.wait(SOON)
-    assert words(explorer) == "60 %: perplexity 2.00 dense → 8.00 pruned"
-    assert explorer.again.disabled
-
-
-def test_a_store_that_becomes_unusable_is_an_error_in_words(store, runs):
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    shown(explorer, 0.5)
-    for file in store.path.parent.glob("results.sqlite*"):
-        file.unlink()
-    store.path.mkdir()
-    assert "cannot be used" in shown(explorer, 0.6)
-    store.path.rmdir()
-    pk.Store(store.path)
-    assert shown(explorer, 0.6) == "60 %: perplexity 2.00 dense → 8.00 pruned"
-
-
-def test_a_missing_model_is_an_error_in_words(store, tmp_path):
-    grid = pk.Grid(model=str(tmp_path / "gone"), sparsity=[0.5])
-    explorer = pk.SparsityExplorer(grid, store=store)
-    assert explorer.wait(SOON)
-    assert words(explorer) == f"ValueError: there is no folder {str(tmp_path / 'gone')!r}"
-
-
-@pytest.mark.parametrize("callback", ["submit", "cancel"])
-def test_an_error_in_a_callback_is_shown(store, runs, monkeypatch, callback):
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    assert explorer.wait(SOON)
-
-    def broken(*_):
-        raise RuntimeError("the callback broke")
-
-    monkeypatch.setattr(explorers.Job, callback, broken)
-    if callback == "submit":
-        explorer.sparsity.value = 0.6
-    else:
-        explorer.cancel.disabled = False
-        explorer.cancel.click()
-    assert words(explorer) == "RuntimeError: the callback broke"
-    assert explorer.cancel.disabled
-
-
-@pytest.mark.parametrize(
-    ("axes", "said"),
-    [
-        (
-            {"criterion": ["magnitude", "random"]},
-            "one value of 'criterion' at a time, the grid has 'magnitude' and 'random'",
-        ),
-        ({"model": ["tiny-opt", "tiny-opt-outliers"]}, "one value of 'model'"),
-        ({"retrain": "biases", "steps": [5, 6]}, "one value of 'steps' at a time, the grid has 5 and 6"),
-        ({"retrain": "biases", "lr": [0.1, 0.2]}, "one value of 'lr'"),
-    ],
-)
-def test_a_grid_without_controls_for_it_is_refused(store, axes, said):
-    with pytest.raises(ValueError, match=said):
-        pk.SparsityExplorer(pk.Grid(**axes), store=store)
-
-
-@pytest.mark.parametrize(("sparsity", "retrain"), [(0.51, "none"), (0.5, "full")])
-def test_a_point_that_is_not_offered_is_refused(store, runs, sparsity, retrain):
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5], retrain=["biases"]), store=store)
-    with pytest.raises(ValueError, match=f"cannot show '{retrain}' at {sparsity}: .* none, biases and"):
-        explorer.show(sparsity, retrain)
-
-
-def test_rows_of_another_explorer_are_not_drawn(store, runs):
-    pk.sweep(pk.Grid(criterion="random", sparsity=[0.1]), store=store, progress=False)
-    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
-    table = explorer.figure().table
-    pd.testing.assert_series_equal(table["sparsity"], pd.Series([0.5], name="sparsity"))
