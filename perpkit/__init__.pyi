@@ -9,6 +9,7 @@ from .interactive.plots import plot_curves as plot_curves
 from .interactive.plots import save_figure as save_figure
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
+from .pruning.storage import storage as storage
 from .retraining.retrain import retrain as retrain
 from .retraining.subsets import subset_parameters as subset_parameters
 from .retraining.subsets import trainable_share as trainable_share

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -25,26 +27,64 @@ def demo(
     ),
 ) -> None:
     """Prune the embedded model, watch perplexity explode, retrain a few parameters, watch it come back."""
-    from .demo import run_demo
-
     try:
+        from .demo import run_demo
+
         with _workers() as executor:
             run_demo(out, executor)
     except KeyboardInterrupt:
-        typer.echo("Stopped. The finished rows are kept: the next `perpkit demo` goes on from there.")
+        # It is over in a moment; a second Ctrl-C would only tear this message.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        typer.echo("Stopped. The finished rows are kept: the same command goes on from there.")
         raise typer.Exit(130) from None
+    except BrokenExecutor:
+        typer.echo(
+            "perpkit demo: a worker process died; was memory short? The finished rows are kept: the same "
+            "command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(1) from None
     except ValueError as error:
         typer.echo(f"perpkit demo: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def _workers():
+@contextmanager
+def _workers() -> Iterator[Executor | None]:
     """Two worker processes where there are two cores, else none: the rows run here."""
     if len(_cores()) < 2:
-        return nullcontext()
+        yield None
+        return
     # spawn: forking a process that runs threads, as torch does, can deadlock.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(
+        2, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    with _born_deaf_to_ctrl_c():
+        for _ in range(2):
+            executor.submit(os.getpid)
+    try:
+        yield executor
+    except BaseException:
+        # A worker that is loading torch does not listen yet, and shutdown() would wait for it.
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown()
+
+
+@contextmanager
+def _born_deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside are spared Ctrl-C, which goes to all of a terminal: this one decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        # On Windows only once they run `_start_worker`.
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cores() -> range | set[int]:
@@ -53,8 +93,16 @@ def _cores() -> range | set[int]:
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_the_parent() -> None:
+    # Killed, it cannot stop its workers, which would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

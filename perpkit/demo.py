@@ -1,6 +1,7 @@
 """The demonstration: one sweep on the embedded model, as a table, a figure and an executed notebook."""
 
-import os
+import shutil
+import textwrap
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 from .experiments.grid import Grid
 from .experiments.store import Store
 from .experiments.sweep import sweep
+from .interactive.notebooks import execute_notebook
 from .interactive.plots import plot_curves, save_figure
 from .sources.embedded import data_folder
 
@@ -37,10 +39,16 @@ def run_demo(out: Path, executor: Executor | None) -> None:
     print(f"dense model {results.dense_perplexity[0]:.2f}, best possible {results.floor[0]:.2f}\n")
     print(_table(results).to_string())
     files = save_figure(plot_curves(results), out / "perplexity_by_sparsity")
-    print(f"\n{_seen(results)}\n\nFigures and table: {', '.join(map(str, files))}")
+    # A terminal would break the lines within words.
+    print(f"\n{textwrap.fill(_seen(results), min(100, shutil.get_terminal_size().columns))}\n")
+    print("\n  ".join(["Figure and table:", *map(str, files)]))
     if notebook := _execute_notebook(out, store):
-        print(f"The same as a notebook, executed: {notebook}, and to read: {notebook.with_suffix('.html')}")
-        print("Next: `make lab`, then open 00_start_here.ipynb and drag the slider.")
+        print(
+            "\n  ".join(
+                ["The same as a notebook:", f"{notebook}", f"{notebook.with_suffix('.html')} (to read)"]
+            )
+        )
+        print("\nNext: `make lab`, then open 00_start_here.ipynb and drag the slider.")
     else:
         print("The notebooks come with the source: clone the repository and start with `make lab`.")
     print(f"({time.perf_counter() - started:.0f} s)")
@@ -79,23 +87,17 @@ def _execute_notebook(out: Path, store: Store) -> Path | None:
     if not source.is_file():
         return None
     import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
     from nbconvert import HTMLExporter
 
-    print("\nExecuting the first notebook …")
+    print("\nExecuting the first notebook, a minute or two …")
     notebook = nbformat.read(source, as_version=4)
-    environment = {**os.environ, "PERPKIT_STORE": str(store.path.resolve())}
     target = out / source.name
     try:
-        NotebookClient(notebook, timeout=600, kernel_name="python3").execute(env=environment)
+        execute_notebook(notebook, out, store)
         nbformat.write(notebook, target)
         page, _ = HTMLExporter().from_notebook_node(notebook)
         target.with_suffix(".html").write_text(page, encoding="utf-8")
-    except (CellExecutionError, RuntimeError, OSError) as error:
-        # RuntimeError: the kernel died, as it does when somebody presses Ctrl-C.
-        raise ValueError(
-            f"the notebook {source.name} could not be executed ({type(error).__name__}: {error}); "
-            f"the table and the figures are in {out}"
-        ) from error
+    except (ValueError, OSError) as error:
+        words = f"the notebook {source.name} could not be executed: {error}"
+        raise ValueError(f"{words}\nThe table and the figure are in {out}") from error
     return target

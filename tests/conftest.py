@@ -16,14 +16,21 @@ ARCHITECTURES = (
     "opt",
     "llama",
     "mistral",
+    "mixtral",
     "qwen2",
+    "qwen3",
+    "qwen3_moe",
     "gemma",
+    "gemma2",
+    "gemma3_text",
     "gpt2",
     "gpt_neox",
     "phi3",
     "bloom",
     "falcon",
 )
+
+VISION = ("resnet", "convnext", "cifar", "sequential")
 
 hypothesis.settings.register_profile("perpkit", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("perpkit")
@@ -121,8 +128,23 @@ def make_model():
         },
         "llama": {**wide, "num_key_value_heads": 2, "initializer_range": 0.2},
         "mistral": {**wide, "num_key_value_heads": 2},
+        # So small a window that it hides tokens, where an architecture has one.
+        "mixtral": {
+            **{**wide, "num_key_value_heads": 2, "sliding_window": 8},
+            **{"num_local_experts": 4, "num_experts_per_tok": 2},
+        },
         "qwen2": {**wide, "num_key_value_heads": 2},
+        "qwen3": {**wide, "num_key_value_heads": 2, "head_dim": 8},
+        "qwen3_moe": {
+            **{**wide, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 24},
+            **{"num_experts": 6, "num_experts_per_tok": 2},
+        },
         "gemma": {**wide, "num_key_value_heads": 2, "head_dim": 8},
+        "gemma2": {**wide, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+        "gemma3_text": {
+            **{**wide, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
         "gpt2": {
             **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
             **{"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1},
@@ -145,6 +167,62 @@ def make_model():
         return model.to(dtype).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_vision():
+    """Build a small random network for images `[n, 3, 32, 32]`: `make_vision("resnet")`."""
+    from torch import nn
+
+    def make(kind: str, *, seed: int = 0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = _vision(kind)
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    # Statistics and gains as training leaves them, so that all of them matter.
+                    nn.init.uniform_(module.running_mean, -0.2, 0.2)
+                    nn.init.uniform_(module.running_var, 0.5, 1.5)
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.uniform_(module.bias, -0.2, 0.2)
+        return model.eval()
+
+    return make
+
+
+def _vision(kind: str):
+    import transformers
+    from torch import nn
+
+    from perpkit.sources.resnet import CifarResNet
+
+    if kind == "cifar":
+        return CifarResNet(20)
+    if kind == "resnet":
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 2], "layer_type": "basic"}
+        return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=10))
+    if kind == "convnext":
+        sizes = {"hidden_sizes": [8, 12], "depths": [1, 2], "num_stages": 2}
+        return transformers.ConvNextForImageClassification(
+            transformers.ConvNextConfig(**sizes, num_labels=10)
+        )
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 12, 3, groups=4, dilation=2, padding=2, padding_mode="reflect"), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10)),
+    )
+
+
+@pytest.fixture(params=VISION)
+def any_vision(request, make_vision):
+    """A small random network of every kind for images, one after the other."""
+    return make_vision(request.param)
+
+
+@pytest.fixture
+def images():
+    """Random images `[5, 3, 32, 32]`."""
+    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(params=ARCHITECTURES)

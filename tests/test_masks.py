@@ -10,89 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from perpkit.pruning.masks import Masks, keep_highest
+from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-INFINITY = math.inf
-# Few values, so that ties are heavy; both zeros and both infinities among them.
-TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, INFINITY, -INFINITY])
-SCORES = st.one_of(
-    st.lists(TIED, min_size=1, max_size=40),
-    st.lists(st.floats(allow_nan=False), min_size=1, max_size=40),
-    st.lists(st.floats(allow_nan=False, width=16), min_size=1, max_size=40),
-)
-SPARSITIES = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
-
-
-def slowly(scores, sparsity):
-    """Sort by score, then by position; the first `round(sparsity · n)` are pruned."""
-    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
-    pruned = set(order[: round(sparsity * len(scores))])
-    return [i not in pruned for i in range(len(scores))]
-
-
-# --- selection --------------------------------------------------------------------------------------
-
-
-@given(SCORES, SPARSITIES, st.sampled_from(DTYPES))
-def test_selection_equals_sorting(scores, sparsity, dtype):
-    tensor = torch.tensor(scores, dtype=torch.float64).to(dtype)
-    mask = keep_highest(tensor, sparsity)
-    assert mask.dtype == torch.bool
-    assert mask.tolist() == slowly(tensor.double().tolist(), sparsity)
-
-
-@given(SCORES, SPARSITIES)
-def test_the_count_is_exact(scores, sparsity):
-    mask = keep_highest(torch.tensor(scores, dtype=torch.float64), sparsity)
-    assert int((~mask).sum()) == round(sparsity * len(scores))
-
-
-@given(SCORES, SPARSITIES, SPARSITIES)
-def test_more_sparsity_only_prunes_more(scores, one, other):
-    less, more = sorted((one, other))
-    tensor = torch.tensor(scores, dtype=torch.float64)
-    assert not (keep_highest(tensor, more) & ~keep_highest(tensor, less)).any()
-
-
-@given(st.integers(1, 6), st.integers(1, 6), SPARSITIES, st.integers(0, 99))
-def test_a_matrix_is_compared_as_a_whole(rows, columns, sparsity, seed):
-    scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    mask = keep_highest(scores, sparsity)
-    assert mask.shape == scores.shape
-    assert torch.equal(mask.flatten(), keep_highest(scores.flatten(), sparsity))
-    # a transposed view is a matrix like any other
-    assert int(keep_highest(scores.T, sparsity).sum()) == int(mask.sum())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_large_matrices_full_of_ties(dtype):
-    # the published implementations prune every score up to the threshold, here all of them
-    scores = torch.ones(300, 300, dtype=dtype)
-    scores[:, 0] = 2
-    mask = keep_highest(scores, 0.5)
-    assert int((~mask).sum()) == 45_000
-    assert mask[:, 0].all()
-    assert mask.flatten().tolist() == slowly(scores.flatten().tolist(), 0.5)
-
-
-def test_scores_are_left_as_they_are():
-    scores = torch.tensor([3.0, 1.0, 2.0])
-    keep_highest(scores, 0.5)
-    assert scores.tolist() == [3.0, 1.0, 2.0]
-
-
-@pytest.mark.parametrize("sparsity", [-0.1, 1.1, 50, math.nan])
-def test_sparsity_is_a_fraction(sparsity):
-    with pytest.raises(ValueError, match=f"sparsity is {sparsity}; it is the fraction of pruned weights"):
-        keep_highest(torch.ones(4), sparsity)
-
-
-def test_nan_scores_are_refused():
-    with pytest.raises(ValueError, match="a score is NaN"):
-        keep_highest(torch.tensor([1.0, math.nan]), 0.5)
-
 
 # --- the collection ---------------------------------------------------------------------------------
 
@@ -121,6 +40,83 @@ def test_sparsity_is_that_of_all_weights_together():
     assert Masks({}).sparsity() == 0
 
 
+def test_sparsity_by_layer_and_by_block_worked_by_hand():
+    masks = Masks(
+        {
+            "m.layers.0.a.weight": torch.tensor([[True, False, False]]),
+            "m.layers.0.experts.up": torch.tensor([[[True, True]], [[True, False]]]),
+            "m.layers.10.a.weight": torch.zeros(2, 2, dtype=torch.bool),
+            "conv1.weight": torch.ones(2, 1, 1, 1, dtype=torch.bool),
+        }
+    )
+    assert masks.sparsity() == 7 / 13
+    layers = masks.sparsity(by="layer")
+    assert layers.columns.tolist() == ["layer", "weights", "pruned", "sparsity"]
+    assert layers["layer"].tolist() == list(masks)
+    assert layers["weights"].tolist() == [3, 4, 4, 2]
+    assert layers["pruned"].tolist() == [2, 1, 4, 0]
+    assert layers["sparsity"].tolist() == [2 / 3, 1 / 4, 1, 0]
+    blocks = masks.sparsity(by="block")
+    assert blocks.columns.tolist() == ["block", "weights", "pruned", "sparsity"]
+    assert blocks["block"].tolist() == ["m.layers.0", "m.layers.10", "conv1"]
+    assert blocks["sparsity"].tolist() == [3 / 7, 1, 0]
+    for by in ("layer", "block"):
+        assert len(Masks({}).sparsity(by=by)) == 0
+        # a matrix without weights has lost none
+        assert Masks({"0.weight": torch.ones(0, 3) > 0}).sparsity(by=by)["sparsity"].tolist() == [0]
+    with pytest.raises(ValueError, match="cannot show the sparsity by 'row'; valid are 'layer' and 'block'"):
+        masks.sparsity(by="row")
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt2"])
+def test_the_tables_add_up_to_the_whole(make_model, architecture):
+    model = make_model(architecture)
+    masks = prune(model, "magnitude", sparsity=0.37)
+    for by, rows in (("layer", len(masks)), ("block", 2)):
+        table = masks.sparsity(by=by)
+        assert len(table) == rows
+        assert table["pruned"].sum() / table["weights"].sum() == masks.sparsity()
+
+
+# --- two masks ----------------------------------------------------------------------------------------
+
+
+def test_overlap_worked_by_hand():
+    one = torch.tensor([[True, True, False, False, False]])
+    two = torch.tensor([[True, False, True, False, False]])
+    none = torch.zeros(1, 5, dtype=torch.bool)
+    found = Masks({"a": one, "b": one, "c": none}).overlap(Masks({"c": none, "b": none, "a": two}))
+    assert found.columns.tolist() == ["layer", "agreement", "overlap"]
+    assert found.to_numpy().tolist() == [["a", 3 / 5, 1 / 3], ["b", 3 / 5, 0], ["c", 1, 1]]
+
+
+@given(st.integers(0, 99), st.floats(0, 1), st.floats(0, 1))
+def test_overlap_is_that_of_sets(seed, one, two):
+    draw = torch.Generator().manual_seed(seed)
+    masks = [Masks({"w": torch.rand(3, 4, 2, generator=draw) < share}) for share in (one, two)]
+    kept = [{i for i, each in enumerate(mask["w"].flatten().tolist()) if each} for mask in masks]
+    _, agreement, overlap = masks[0].overlap(masks[1]).to_numpy()[0]
+    assert agreement == (24 - len(kept[0] ^ kept[1])) / 24
+    assert overlap == (len(kept[0] & kept[1]) / len(kept[0] | kept[1]) if kept[0] | kept[1] else 1)
+    assert masks[1].overlap(masks[0]).to_numpy().tolist() == [["w", agreement, overlap]]
+    assert masks[0].overlap(masks[0]).to_numpy().tolist() == [["w", 1, 1]]
+
+
+def test_only_masks_of_one_model_are_compared():
+    one = Masks({"a": torch.ones(1, 2) > 0, "b": torch.ones(1, 2) > 0})
+    with pytest.raises(ValueError, match="only one of the two has a mask of 'b'"):
+        one.overlap(Masks({"a": one["a"]}))
+    with pytest.raises(ValueError, match="only one of the two has a mask of 'b'"):
+        Masks({"a": one["a"]}).overlap(one)
+    with pytest.raises(
+        ValueError, match=r"masks of 'b' have the shapes \(1, 2\) and \(2, 1\); they are of two"
+    ):
+        one.overlap(Masks({"a": one["a"], "b": one["b"].T}))
+
+
+# --- kinds ---------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
 def test_masks_are_boolean(dtype):
     with pytest.raises(ValueError, match=f"the mask of 'w' is {dtype}; masks are boolean, True = kept"):
@@ -138,6 +134,30 @@ def test_apply_zeroes_the_pruned_and_leaves_the_kept(make_model, pruned):
             assert torch.count_nonzero(new[~masks[name]]) == 0
         else:
             assert torch.equal(new, old)
+
+
+@torch.no_grad()
+def test_fused_experts_and_convolutions_have_masks_in_the_shape_of_their_parameter(
+    make_model, make_vision, tmp_path
+):
+    for model, copy, name in (
+        (make_model("mixtral"), make_model("mixtral"), "model.layers.1.mlp.experts.down_proj"),
+        (
+            make_vision("convnext"),
+            make_vision("convnext"),
+            "convnext.encoder.stages.1.layers.0.dwconv.weight",
+        ),
+    ):
+        masks = prune(model, "magnitude", sparsity=0.5)
+        assert masks[name].shape == model.get_parameter(name).shape
+        masks.save(tmp_path / "masks.safetensors")
+        again = Masks.load(tmp_path / "masks.safetensors")
+        again.apply(copy)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+        place = tuple((~masks[name]).nonzero()[-1])
+        model.get_parameter(name)[place] = 1e-9
+        with pytest.raises(ValueError, match=f"'{name}' is no longer sparse: 1 pruned weights are not zero"):
+            again.check(model)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perpkit.pruning.layers import prunable_weights
+from perpkit.pruning.layers import prunable_matrices
 from perpkit.sources.embedded import data_folder
 from perpkit.sources.models import load_model
 
@@ -90,7 +90,7 @@ def test_the_outliers_variant_is_the_same_function_from_other_weights(loaded, te
     before, after = loaded[0](text.test[:8]).logits, planted(text.test[:8]).logits
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
     read = [
-        name for name in prunable_weights(planted) if not name.endswith(("out_proj.weight", "fc2.weight"))
+        name for name in prunable_matrices(planted) if not name.endswith(("out_proj.weight", "fc2.weight"))
     ]
     assert len(read) == 4 * planted.config.num_hidden_layers
     for name in read:

@@ -17,8 +17,8 @@ from perpkit.retraining.subsets import (
 )
 from perpkit.sources.embedded import data_folder
 
-WITHOUT_BIASES = ("llama", "mistral", "gemma", "phi3")
-TIED = ("opt", "gemma", "gpt2", "bloom", "falcon")
+WITHOUT_BIASES = "llama mistral mixtral qwen3 qwen3_moe gemma gemma2 gemma3_text phi3".split()
+TIED = ("opt", "gemma", "gemma2", "gemma3_text", "gpt2", "bloom", "falcon")
 # Hidden size, layers and heads of the published models.
 OPT = {
     "opt-1.3b": (2048, 24, 32),
@@ -107,14 +107,14 @@ def test_naming_a_part_twice_changes_nothing(make_model):
     [
         ("bias", "bias", "; did you mean 'biases'?"),
         ("norms+ful", "ful", "; did you mean 'full'?"),
-        ("lora", "lora", "."),
+        ("loar", "loar", "; did you mean 'lora'?"),
         ("", "", "."),
         ("biases+", "", "."),
         ("none", "none", None),
     ],
 )
 def test_unknown_subsets_are_refused_with_the_known_ones(make_model, subset, bad, near):
-    with pytest.raises(ValueError, match="The subsets are biases, norms, head, full and unions") as found:
+    with pytest.raises(ValueError, match="The subsets are biases, norms, head, full, embeddings, ") as found:
         subset_parameters(make_model("opt"), subset)
     assert str(found.value).startswith(f"unknown subset {bad!r}{near or ''}")
 

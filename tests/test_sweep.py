@@ -1,8 +1,8 @@
-"""Sweeps: every row once, in order, kept whatever happens."""
+"""Sweeps: every row once, in order, and what it holds."""
 
 import multiprocessing
 import warnings
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -10,7 +10,8 @@ import torch
 
 import perpkit as pk
 from perpkit.experiments import sweep as sweeping
-from perpkit.experiments.sweep import Cancelled, run
+from perpkit.experiments.grid import RESULT_FORMAT
+from perpkit.experiments.sweep import run
 
 SHORT = {"length": 16, "steps": 2, "batch": 2}
 REAL = {"sparsity": [0.6, 0.3], "retrain": ["none", "biases", "full"], **SHORT}
@@ -100,110 +101,6 @@ def test_the_bar_starts_at_the_rows_that_are_there(store, ran, capsys):
     assert capsys.readouterr().err == ""
 
 
-# --- interruptions --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_an_interrupted_sweep_keeps_its_rows_and_goes_on_from_there(store, ran, monkeypatch, error):
-    grid = pk.Grid(sparsity=[0.1, 0.2, 0.3, 0.4])
-    cheap = sweeping.run
-
-    def fails_at_the_third(experiment, cancelled=None):
-        if len(ran) == 2:
-            raise error
-        return cheap(experiment, cancelled)
-
-    with monkeypatch.context() as failing:
-        failing.setattr(sweeping, "run", fails_at_the_third)
-        with pytest.raises(type(error)):
-            sweep(grid, store)
-    kept = store.get(e.key() for e in grid)
-    assert sorted(row["sparsity"] for row in kept.values()) == [0.1, 0.2]
-    results = sweep(grid, store)
-    assert ran == [0.1, 0.2, 0.3, 0.4]
-    assert list(results.sparsity) == [0.1, 0.2, 0.3, 0.4]
-
-
-def test_cancel_takes_effect_within_one_training_step(store, monkeypatch):
-    done = []
-    retrain = sweeping.retrain
-    monkeypatch.setattr(
-        sweeping,
-        "retrain",
-        lambda *args, **kwargs: retrain(*args, **kwargs, on_step=lambda step, loss: done.append(step)),
-    )
-    grid = pk.Grid(retrain="biases", length=16, steps=50, batch=2)
-    with pytest.raises(Cancelled):
-        sweep(grid, store, cancelled=lambda: len(done) >= 3)
-    assert done == [1, 2, 3]
-    assert store.get(e.key() for e in grid) == {}
-
-
-def test_cancel_during_the_evaluation_keeps_no_row(store, monkeypatch):
-    evaluating = []
-    perplexity = sweeping.perplexity
-
-    def watched(*args, **kwargs):
-        evaluating.append(True)
-        return perplexity(*args, **kwargs)
-
-    run(pk.Experiment(length=16))  # the dense model is measured before
-    monkeypatch.setattr(sweeping, "perplexity", watched)
-    grid = pk.Grid(length=16)
-    with pytest.raises(Cancelled):
-        sweep(grid, store, cancelled=lambda: bool(evaluating))
-    assert store.get(e.key() for e in grid) == {}
-
-
-def test_a_cancelled_sweep_keeps_the_rows_before(store, ran, monkeypatch):
-    cheap = sweeping.run
-
-    def obedient(experiment, cancelled):
-        if cancelled():
-            raise Cancelled
-        return cheap(experiment)
-
-    monkeypatch.setattr(sweeping, "run", obedient)
-    grid = pk.Grid(sparsity=[0.1, 0.2, 0.3, 0.4])
-    with pytest.raises(Cancelled):
-        sweep(grid, store, cancelled=lambda: len(ran) == 2)
-    assert len(store.get(e.key() for e in grid)) == 2
-
-
-class LastFirst(ThreadPoolExecutor):
-    """An executor that has finished the last experiment and not yet begun the others."""
-
-    def __init__(self, ready: int):
-        super().__init__(1)
-        self.ready, self.futures = ready, []
-
-    def submit(self, function, experiment):
-        future = Future()
-        self.futures.append(future)
-        if len(self.futures) == self.ready:
-            future.set_result(function(experiment))
-        return future
-
-
-def test_cancelling_on_an_executor_keeps_what_is_finished_and_withdraws_the_rest(store, ran):
-    grid = pk.Grid(sparsity=[0.1, 0.2, 0.3])
-    executor = LastFirst(3)
-    with pytest.raises(Cancelled):
-        sweep(grid, store, executor=executor, cancelled=lambda: True)
-    assert [row["sparsity"] for row in store.get(e.key() for e in grid).values()] == [0.3]
-    assert [future.cancelled() for future in executor.futures] == [True, True, False]
-
-
-def test_a_failure_on_an_executor_withdraws_the_rest(store, monkeypatch):
-    def fails(experiment, cancelled=None):
-        raise ValueError("the third wheel")
-
-    monkeypatch.setattr(sweeping, "run", fails)
-    executor = ThreadPoolExecutor(1)
-    with executor, pytest.raises(ValueError, match="the third wheel"):
-        sweep(pk.Grid(sparsity=[0.1, 0.2, 0.3]), store, executor=executor)
-
-
 def test_an_executor_gets_only_the_missing_rows_and_the_order_is_the_grid_s(store, ran):
     sweep(pk.Grid(sparsity=[0.2]), store)
     told = []
@@ -239,6 +136,12 @@ def test_a_row_holds_the_inputs_and_what_was_measured(real):
     assert (real.seconds > 0).all()
 
 
+def test_whoever_changes_the_columns_of_a_row_raises_the_result_format(real):
+    columns = "model text criterion sparsity retrain steps lr batch length seed".split()
+    measured = "perplexity dense_perplexity floor trainable_share seconds protocol".split()
+    assert (RESULT_FORMAT, list(real.columns)) == (1, columns + measured)
+
+
 def test_a_row_is_what_the_calls_of_a_notebook_give(real):
     model, tokenizer = pk.load_model("tiny-opt")
     text = pk.load_text("storyworld", tokenizer, length=16)
@@ -265,12 +168,12 @@ def test_threads_give_the_same_rows(real, store):
 
 def test_the_dense_model_is_the_same_after_every_row(real, store):
     real_files = pk.Experiment(length=16).files()
-    dense, _, measured = sweeping._dense("tiny-opt", "storyworld", 16, real_files)
-    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    dense = sweeping._dense("tiny-opt", "storyworld", 16, real_files)
+    before = {name: tensor.clone() for name, tensor in dense.model.state_dict().items()}
     sweep(pk.Grid(retrain=["full", "head"], **SHORT), store)
-    for name, tensor in dense.state_dict().items():
+    for name, tensor in dense.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert measured == real.dense_perplexity[0]
+    assert dense.perplexity == real.dense_perplexity[0]
 
 
 def test_a_seed_gives_its_row_and_another_seed_another(store, generators_unchanged):

@@ -9,21 +9,16 @@ does not run, was edited after it was executed, or holds anything that executing
 
 import argparse
 import hashlib
-import os
-import re
 import sys
 import tempfile
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from perpkit.interactive.notebooks import execute_notebook, readable
+
 ROOT = Path(__file__).parents[1]
-WIDGET = "application/vnd.jupyter.widget-view+json"
-# A progress bar: "retrain:  40%|████      | 40/100 [00:01<00:01]"
-BAR = re.compile(r"\d+%\|.*\|")
 
 
 def main() -> None:
@@ -53,22 +48,13 @@ def process(path: Path, store: Path, check: bool) -> str | None:
         committed = path.read_text(encoding="utf-8")
         notebook = nbformat.reads(committed, as_version=4)
         stale = check and difference(notebook, committed)
-        execute(notebook, path.parent, store)
-    except (OSError, ValueError, RuntimeError, CellExecutionError) as error:
+        execute_notebook(notebook, path.parent, store)
+        notebook.metadata["perpkit"] = {"executed": digest(notebook)}
+    except (OSError, ValueError) as error:
         return f"{path}: {error}"
     if not check:
         path.write_text(text(clean(notebook)), encoding="utf-8")
     return f"{path} {stale}: run `make notebooks`" if stale else None
-
-
-def execute(notebook: NotebookNode, folder: Path, store: Path) -> None:
-    """Run all cells in a fresh kernel that starts in the notebook's folder."""
-    options: dict = {"record_timing": False, "store_widget_state": False, "coalesce_streams": True}
-    # The kernel warns about its unencrypted connection, which does not leave this machine.
-    options |= {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"], "timeout": 1800}
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
-    client.execute(env={**os.environ, "PERPKIT_STORE": str(store)})
-    notebook.metadata["perpkit"] = {"executed": digest(notebook)}
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -80,22 +66,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     )
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if keep(output)]
+    readable(notebook)
     return notebook
-
-
-def keep(output: NotebookNode) -> bool:
-    """Whether anything of an output is worth keeping; the rest of it is taken out."""
-    if output.output_type == "stream" and output.name == "stderr":
-        lines = re.split(r"[\r\n]", output.text)
-        output.text = "\n".join(line for line in lines if not BAR.search(line))
-        return bool(output.text.strip())
-    if WIDGET in output.get("data", {}):
-        # A cell's value says in words what it was; what is displayed on the way is a progress bar.
-        del output.data[WIDGET]
-        return output.output_type == "execute_result"
-    return True
 
 
 def digest(notebook: NotebookNode) -> str:

@@ -44,7 +44,8 @@ def zero_shot(
     """
     names = list(ABILITIES) if tasks == "storyworld" else tasks.split(",")
     asked = {name: questions(name, questions_per_task, seed) for name in names}
-    from lm_eval import simple_evaluate
+    # Not its simple_evaluate: that also asks git and pip about the machine, seconds for what nobody reads.
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -54,10 +55,10 @@ def zero_shot(
 
     context = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 2048))
     with tempfile.TemporaryDirectory() as folder, _as_before(model), _quiet():
-        results = simple_evaluate(
+        described = [_task(name, asked[name], Path(folder)) for name in names]
+        results = evaluate(
             Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=context),
-            tasks=[_task(name, asked[name], Path(folder)) for name in names],
-            task_manager=TaskManager(include_defaults=False),
+            TaskManager(include_defaults=False).load(described),
             bootstrap_iters=0,
             log_samples=False,
         )["results"]
@@ -88,8 +89,9 @@ def _as_before(model: "PreTrainedModel") -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's remarks on every evaluation, and its data loader's bars, out of the notebook."""
+    """Keep the harness's remarks on every evaluation, and the bars of its parts, out of the notebook."""
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    from lm_eval.api import task
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm_eval.models.huggingface")]
     levels = [logger.level for logger in loggers]
@@ -97,9 +99,12 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     disable_progress_bar()
+    # A bar for each task that is over in a moment; the harness has no switch for it.
+    bar, task.tqdm = task.tqdm, lambda documents, **_: documents
     try:
         yield
     finally:
+        task.tqdm = bar
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if shown:
@@ -115,6 +120,7 @@ def _task(name: str, asked: list[dict], folder: Path) -> dict:
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")},
         "test_split": "test",
+        "num_fewshot": 0,
         "output_type": "multiple_choice",
         "doc_to_text": "context",
         "doc_to_choice": "choices",

@@ -3,19 +3,24 @@
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..pruning.prune import CRITERIA
 from ..retraining.subsets import SUBSETS
+from ..sources import grammar, storyworld, world
 from ..sources.embedded import EMBEDDED_MODELS, data_folder
 
 # Rows computed under another format are never mixed with these: raise it when a result changes its meaning.
 RESULT_FORMAT = 1
-
+# What defines the embedded language. Its code, not a sample of it: some choices show only after thousands
+# of stories.
+LANGUAGE = (world, grammar, storyworld)
 
 _TYPES = {
     "model": str,
@@ -89,8 +94,10 @@ class Experiment:
         return dataclasses.asdict(self)
 
     def key(self) -> str:
-        """A digest of the inputs, the local files among them and the result format: the row's name."""
+        """A digest of the inputs, what the text and the model are read from, and the result format."""
         inputs = {**self.asdict(), "files": self.files(), "format": RESULT_FORMAT}
+        if self.text == "storyworld":
+            inputs["language"] = _language()
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
     def files(self) -> tuple[str, str]:
@@ -112,6 +119,12 @@ def recommended_lr(model: str, subset: str) -> float:
     # A union takes the rate of its most delicate part.
     rate = min(rates[part] for part in subset.split("+"))
     return rate if model in EMBEDDED_MODELS else min(rate / 100, 5e-4)
+
+
+@lru_cache
+def _language() -> str:
+    """A digest of the code that tells the stories."""
+    return hashlib.sha256("".join(map(inspect.getsource, LANGUAGE)).encode()).hexdigest()
 
 
 def _model_files(model: str) -> list[Path]:

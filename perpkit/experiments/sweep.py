@@ -2,10 +2,15 @@
 
 import copy
 import time
+import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -15,9 +20,16 @@ from ..pruning.prune import prune
 from ..retraining.retrain import retrain
 from ..retraining.subsets import trainable_share, untie_head
 from ..sources.models import load_model
-from ..sources.text import load_text
+from ..sources.text import Text, load_text
 from .grid import Experiment, Grid
 from .store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SECONDS_BETWEEN_LOOKS = 0.2
+# A training step takes no longer on the models of a lecture; a model being loaded may.
+SECONDS_TO_STOP = 3.0
 
 
 class Cancelled(Exception):
@@ -38,9 +50,10 @@ def sweep(
     A row holds the experiment's inputs, `perplexity`, `dense_perplexity`, `floor` (None where unknown),
     `trainable_share`, `seconds` (pruning and retraining), and `protocol`. Each row is stored as soon as it is
     finished, so a sweep that was interrupted goes on where it stopped. `executor` is any
-    `concurrent.futures.Executor`; without one the rows are computed here, one after the other, and
-    `cancelled()` takes effect within one training step. The dense model, the text and the dense perplexity
-    are loaded and measured once in each process.
+    `concurrent.futures.Executor`; without one the rows are computed here, one after the other. `cancelled()`
+    and Ctrl-C stop the rows in work within one training step (those on an executor get three seconds to say
+    so); an error in one row lets the others in work finish. The dense model, the text and the dense
+    perplexity are loaded and measured once in each process.
 
     Raises ValueError for bad inputs or a store that cannot be used, and Cancelled.
 
@@ -68,30 +81,87 @@ def sweep(
             for key, experiment in missing.items():
                 keep(key, run(experiment, cancelled))
         else:
-            _run_on(executor, missing, keep, cancelled)
+            _run_on(executor, missing, keep, cancelled, _Stop(store.path))
     return pd.DataFrame([rows[key] for key in keys])
 
 
-def _run_on(executor: Executor, missing: dict[str, Experiment], keep, cancelled) -> None:
-    futures: dict[Future, str] = {
-        executor.submit(run, experiment): key for key, experiment in missing.items()
-    }
-    waiting = dict(futures)
+def _run_on(
+    executor: Executor,
+    missing: dict[str, Experiment],
+    keep: Callable[[str, dict], None],
+    cancelled: Callable[[], bool] | None,
+    stop: "_Stop",
+) -> None:
+    """Run the missing rows on an executor; an error is raised once those in work have ended."""
+    waiting: dict[Future, str] = {}
+    done: SimpleQueue[Future] = SimpleQueue()
+    failed: BaseException | None = None
     try:
-        for future in as_completed(futures):
-            keep(waiting.pop(future), future.result())
+        for key, experiment in missing.items():
+            future = executor.submit(run, experiment, stop)
+            waiting[future] = key
+            future.add_done_callback(done.put)
+        while waiting:
             if cancelled is not None and cancelled():
                 raise Cancelled
-    except KeyboardInterrupt:
-        tqdm.write("Stopping; the rows in work are finished first.")
+            try:
+                future = done.get(timeout=SECONDS_BETWEEN_LOOKS)
+            except Empty:
+                continue
+            if _succeeded(future):
+                keep(waiting[future], future.result())
+            elif failed is None:
+                failed = Cancelled() if future.cancelled() else future.exception()
+                _withdraw(waiting)
+            del waiting[future]
+    except BaseException as reason:
+        if isinstance(reason, KeyboardInterrupt):
+            tqdm.write("Stopping the rows in work; finished ones are kept.")
+        stop.set()
+        running = _withdraw(waiting)
+        stop.clear_after(running)
+        for future in wait(running, SECONDS_TO_STOP).done:
+            if _succeeded(future):
+                keep(waiting[future], future.result())
         raise
-    finally:
-        for future in waiting:
-            future.cancel()
-        # What is in work is waited for and kept: it cannot be stopped, and not be thrown away either.
-        for future, key in waiting.items():
-            if not future.cancelled() and future.exception() is None:
-                keep(key, future.result())
+    if failed is not None:
+        raise failed
+
+
+def _withdraw(futures: Iterable[Future]) -> list[Future]:
+    """Cancel what is not in work yet and return what is."""
+    return [future for future in futures if not future.cancel()]
+
+
+def _succeeded(future: Future) -> bool:
+    return not future.cancelled() and future.exception() is None
+
+
+class _Stop:
+    """Tells the rows in work to stop: by a file, which the workers of any executor can look for."""
+
+    def __init__(self, store: Path):
+        # Beside the store: the temporary folder is another one on another machine.
+        self._file = store.with_name(f"{store.name}.stop-{uuid.uuid4().hex[:8]}")
+
+    def __call__(self) -> bool:
+        return self._file.exists()
+
+    def set(self) -> None:
+        # On a full disk the rows in work are not told and finish.
+        with suppress(OSError):
+            self._file.touch()
+
+    def clear_after(self, running: list[Future]) -> None:
+        """Tidy up when the last of them has ended, which may be after the sweep."""
+
+        def clear(_: Future | None = None) -> None:
+            if all(future.done() for future in running):
+                self._file.unlink(missing_ok=True)
+
+        for future in running:
+            future.add_done_callback(clear)
+        clear()
 
 
 def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> dict:
@@ -99,10 +169,10 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
 
     Raises Cancelled when `cancelled()` said so before the row was finished.
     """
-    dense, text, dense_perplexity = _dense(
-        experiment.model, experiment.text, experiment.length, experiment.files()
-    )
-    model = copy.deepcopy(dense)
+    _check(cancelled)
+    dense = _dense(experiment.model, experiment.text, experiment.length, experiment.files())
+    dense_perplexity, text = dense.measure(cancelled), dense.text
+    model = copy.deepcopy(dense.model)
     started = time.perf_counter()
     masks = prune(model, experiment.criterion, sparsity=experiment.sparsity, seed=experiment.seed)
     share = 0.0
@@ -124,8 +194,7 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
         )
     seconds = time.perf_counter() - started
     reached = perplexity(model, text.test, cancelled=cancelled)
-    if cancelled is not None and cancelled():
-        raise Cancelled
+    _check(cancelled)
     return {
         **experiment.asdict(),
         "perplexity": reached,
@@ -137,9 +206,29 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
     }
 
 
+def _check(cancelled: Callable[[], bool] | None) -> None:
+    if cancelled is not None and cancelled():
+        raise Cancelled
+
+
+@dataclass
+class _Dense:
+    """The dense model, its text and, once measured, its perplexity."""
+
+    model: "PreTrainedModel"
+    text: Text
+    perplexity: float | None = None
+
+    def measure(self, cancelled: Callable[[], bool] | None) -> float:
+        if self.perplexity is None:
+            reached = perplexity(self.model, self.text.test, cancelled=cancelled)
+            _check(cancelled)
+            self.perplexity = reached
+        return self.perplexity
+
+
 @lru_cache(maxsize=2)
-def _dense(model_name: str, text_name: str, length: int | None, _files: tuple[str, str]):
-    """The dense model, its text and its perplexity: shared by the rows of a process while no file changes."""
+def _dense(model_name: str, text_name: str, length: int | None, _files: tuple[str, str]) -> _Dense:
+    """What the rows of a process share while no file changes."""
     model, tokenizer = load_model(model_name)
-    text = load_text(text_name, tokenizer, length=length)
-    return model, text, perplexity(model, text.test)
+    return _Dense(model, load_text(text_name, tokenizer, length=length))

@@ -4,39 +4,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
-
-def keep_highest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """The boolean mask (`True` = kept) that prunes exactly `round(sparsity · n)` of the n lowest scores.
-
-    Of equal scores at the threshold those in front are pruned first, so the count is exact under ties
-    (published code prunes everything up to the threshold and so one or more too many).
-
-    Raises ValueError for a sparsity outside [0, 1] or scores that are NaN.
-
-    >>> keep_highest(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), 0.5)
-    tensor([[ True, False],
-            [False,  True]])
-    """
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is {sparsity}; it is the fraction of pruned weights, between 0 and 1")
-    if scores.isnan().any():
-        raise ValueError("a score is NaN; the weights or activations it was computed from are broken")
-    flat = scores.flatten()
-    pruned = round(sparsity * flat.numel())
-    if pruned == 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = flat.kthvalue(pruned).values
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().squeeze(1)
-    spared = flat.numel() - pruned - int(mask.sum())
-    if spared:
-        mask[ties[-spared:]] = True
-    return mask.view(scores.shape)
+from .layers import block_name
 
 
 class Masks(Mapping[str, torch.Tensor]):
@@ -65,10 +40,59 @@ class Masks(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         return f"Masks({len(self)} matrices, sparsity {self.sparsity():.4f})"
 
-    def sparsity(self) -> float:
-        """The fraction of pruned weights over all masked matrices."""
-        total = sum(mask.numel() for mask in self.values())
-        return 1 - sum(int(mask.sum()) for mask in self.values()) / total if total else 0.0
+    @overload
+    def sparsity(self) -> float: ...
+    @overload
+    def sparsity(self, by: Literal["layer", "block"]) -> pd.DataFrame: ...
+
+    def sparsity(self, by: Literal["layer", "block"] | None = None) -> float | pd.DataFrame:
+        """The fraction of pruned weights over all masked matrices, or a table by layer or block.
+
+        The table has the columns layer or block, weights, pruned (numbers of weights) and sparsity.
+
+        Raises ValueError for any other `by`.
+
+        >>> half, all = torch.tensor([[True, False]]), torch.tensor([[True, True]])
+        >>> masks = Masks({"h.0.a.weight": half, "h.0.b.weight": all})
+        >>> masks.sparsity(by="block").to_dict("records")
+        [{'block': 'h.0', 'weights': 4, 'pruned': 1, 'sparsity': 0.25}]
+        """
+        if by not in (None, "layer", "block"):
+            raise ValueError(f"cannot show the sparsity by {by!r}; valid are 'layer' and 'block'")
+        rows = [(name, mask.numel(), mask.numel() - int(mask.sum())) for name, mask in self.items()]
+        if by is None:
+            total = sum(count for _, count, _ in rows)
+            return sum(pruned for *_, pruned in rows) / total if total else 0.0
+        table = pd.DataFrame(rows, columns=[by, "weights", "pruned"])
+        if by == "block":
+            table["block"] = table["block"].map(block_name)
+            table = table.groupby("block", sort=False, as_index=False).sum()
+        return table.assign(sparsity=table["pruned"] / table["weights"].clip(lower=1))
+
+    def overlap(self, other: "Masks") -> pd.DataFrame:
+        """How far two masks of one model agree: a row a layer.
+
+        `agreement` is the fraction of weights that both keep or both prune; `overlap` the number of weights
+        that both keep over the number that either keeps (1 for equal masks, 1 where neither keeps any).
+
+        Raises ValueError when the masks are not of the same matrices.
+
+        >>> one, two = torch.tensor([[True, False, True]]), torch.tensor([[True, True, False]])
+        >>> Masks({"w": one}).overlap(Masks({"w": two})).round(2).to_dict("records")
+        [{'layer': 'w', 'agreement': 0.33, 'overlap': 0.33}]
+        """
+        if different := set(self) ^ set(other):
+            raise ValueError(f"only one of the two has a mask of {min(different)!r}")
+        rows = []
+        for name, mine in self.items():
+            theirs = other[name].to(mine.device)
+            if mine.shape != theirs.shape:
+                shapes = f"{tuple(mine.shape)} and {tuple(theirs.shape)}"
+                raise ValueError(f"the masks of {name!r} have the shapes {shapes}; they are of two models")
+            either = int((mine | theirs).sum())
+            both = int((mine & theirs).sum()) / either if either else 1.0
+            rows.append((name, float((mine == theirs).double().mean()), both))
+        return pd.DataFrame(rows, columns=["layer", "agreement", "overlap"])
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:

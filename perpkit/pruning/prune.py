@@ -1,40 +1,288 @@
 """The one call that prunes a model."""
 
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
-from .criteria import magnitude, random
-from .layers import prunable_weights
-from .masks import Masks, keep_highest
+from ..sources.text import Text, check_windows
+from .calibration import stream
+from .inputs import Inputs, recorded
+from .layers import Matrix, block_name, is_language_model, prunable_matrices
+from .masks import Masks
+from .method import CALIBRATED, CRITERIA, NEEDS_GRAM, Method, output_error
+from .plan import planned
+from .selection import parse_pattern
+from .undo import Undo
 
-CRITERIA = ("magnitude", "random")
+__all__ = ["CALIBRATED", "CRITERIA", "Pruned", "prune"]
+
+# A layer with a larger share of zeros was pruned before; fewer are what 16 bits round to zero.
+FEW_ZEROS = 0.01
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One matrix is pruned: what `on_layer` is told.
+
+    `error` is the relative squared error of the layer's output, `‖XWᵀ − XŴᵀ‖² / ‖XWᵀ‖²`, estimated from what
+    the criterion has gathered: the Gram matrix; or the inputs' norms, as if the inputs were uncorrelated; or
+    without calibration the weights alone. `done` of `total` matrices are pruned.
+    """
+
+    block: str
+    layer: str
+    seconds: float
+    error: float
+    done: int
+    total: int
 
 
 @torch.no_grad()
-def prune(model: nn.Module, criterion: str, *, sparsity: float, seed: int = 0) -> Masks:
-    """Prune every linear weight of the decoder blocks in place and return the masks.
+def prune(
+    model: nn.Module,
+    criterion: str,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+    pattern: str | None = None,
+    group: str | None = None,
+    allocation: str | None = None,
+    calibration: torch.Tensor | None = None,
+    masks: Masks | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    length: int = 2048,
+    offload: bool = False,
+    progress: bool = True,
+    on_layer: Callable[[Pruned], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **parameters,
+) -> Masks:
+    """Prune a language or vision model in place and return its masks, exact to the weight.
 
-    Each matrix loses exactly `round(sparsity · n)` of its n weights (uniform allocation, compared within the
-    matrix), those with the lowest score: `"magnitude"` (Han et al. 2015) or `"random"` (from `seed`).
+    `criterion` is `"magnitude"`, `"random"` (from `seed`), `"wanda"`, `"ria"`, `"sparsegpt"` or `"sparsefw"`
+    (methods, section 2), with its own parameters as further keywords: `power` of RIA, `damping` and `block`
+    of SparseGPT, `iterations`, `alpha` and `warm_start` of SparseFW. The last four need `calibration`: token
+    windows `[n, length]`, of which the first `length` tokens are read, or inputs `[n, …]` of any other model,
+    `batch` at a time. Blocks are pruned in order, each with the inputs that the pruned blocks before it make;
+    with `offload` the model stays on the CPU and one block at a time moves to the GPU.
 
-    Raises ValueError for an unknown criterion, a sparsity outside [0, 1] or weights that are NaN; the model
-    is then unchanged.
+    A comparison group of n weights loses exactly `round(sparsity · n)`: a `"row"`, a `"layer"`, or all
+    together, `"global"`. Unless told, magnitude and random compare by layer in language models and globally
+    in others, SparseGPT by layer inside each block of columns, the rest by row. `pattern="2:4"` keeps 2 of
+    every 4 consecutive weights along the inputs. `allocation` spreads the sparsity over the layers:
+    `"uniform"`, `"uniform+"`, `"global"`, `"erk"`, `"lamp"` or `"owl"`; a mapping from layer to sparsity
+    says it outright (layers that it does not name stay as they are).
+
+    `masks` are those of an earlier pruning: what they prune stays pruned, so pruning again to a higher
+    sparsity is iterative. Without them, a layer in which more than one weight in a hundred is zero counts as
+    pruned before and keeps its zeros.
+
+    `on_layer(Pruned(...))` is called after every matrix. When `cancelled()`, asked before each, says True,
+    the masks of what is pruned so far are returned and the rest is untouched; Ctrl-C does the same and leaves
+    those masks in the exception's `masks`.
+
+    Raises ValueError, leaving the model as it was, for an unknown name or parameter, a sparsity outside
+    [0, 1] or below what is pruned already, a pattern that does not divide a layer's width, calibration that
+    is missing, empty or of another vocabulary, a NaN or infinite activation, and a model without values
+    (meta device). Warns when an expert or layer saw no calibration data and is pruned by magnitude.
 
     >>> import perpkit as pk
-    >>> model, _ = pk.load_model("tiny-opt", device="cpu")
-    >>> prune(model, "magnitude", sparsity=0.5)
+    >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
+    >>> text = pk.load_text("storyworld", tokenizer, windows={"train": 8, "calibration": 8})
+    >>> prune(model, "wanda", sparsity=0.5, calibration=text.calibration, progress=False)
     Masks(18 matrices, sparsity 0.5000)
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; the criteria are {', '.join(CRITERIA)}")
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for name, weight in prunable_weights(model).items():
-        scores = magnitude(weight) if criterion == "magnitude" else random(weight, generator)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model is on the meta device: its weights have no values; load it first")
+    language = is_language_model(model)
+    matrices = prunable_matrices(model)
+    nm = parse_pattern(pattern) if pattern is not None else None
+    free = allocation is None and nm is None and not isinstance(sparsity, Mapping)
+    if free and group is None and not language and criterion in ("magnitude", "random"):
+        allocation = "global"
+    method = Method.checked(criterion, group, allocation, nm, seed, list(matrices), parameters)
+    if calibration is not None or criterion in CALIBRATED:
+        calibration = _checked(model, criterion, calibration, length, batch)
+    _check_weights(matrices)
+    kept = {name: _kept_before(matrix, masks) for name, matrix in matrices.items()}
+    if masks is not None:
+        masks.check(model)
+    sparsities = planned(
+        model,
+        matrices,
+        sparsity=sparsity,
+        pattern=nm,
+        allocation=method.allocation,
+        scores=lambda matrix, inputs: method.scores(matrix, inputs, kept[matrix.name]),
+        calibration=calibration,
+        calibrated=criterion in CALIBRATED,
+        batch=batch,
+        offload=offload,
+    )
+    for name, matrix in matrices.items():
+        # A layer that a mapping does not name stays as it is.
+        if not isinstance(sparsity, Mapping) or name in sparsity:
+            _check_not_below(matrix, kept[name], sparsities[name])
+
+    work = _Work(model, method, matrices, kept, sparsities, masks, on_layer, cancelled)
+    if criterion not in CALIBRATED:
+        work.at_once(progress)
+    else:
+        assert calibration is not None
+        work.streamed(calibration, batch, offload, progress)
+    return Masks(work.masks)
+
+
+def _checked(model, criterion: str, calibration, length: int, batch: int) -> torch.Tensor:
+    if calibration is None:
+        raise ValueError(f"{criterion} looks at activations: give calibration=, such as text.calibration")
+    if length < 2 or batch < 1:
+        raise ValueError(f"length={length}, batch={batch}: want length >= 2 and batch >= 1")
+    language = is_language_model(model)
+    if isinstance(calibration, torch.Tensor):
+        if calibration.ndim < 2 or not len(calibration):
+            want = "token windows, [n, length]" if language else "at least one input, [n, …]"
+            raise ValueError(f"calibration has the shape {tuple(calibration.shape)}; want {want}")
+        if language and calibration.is_floating_point():
+            raise ValueError(
+                f"calibration is {calibration.dtype}; want token windows, which are whole numbers"
+            )
+    elif not language or not isinstance(calibration, Text):
+        kind = type(calibration).__name__
+        raise ValueError(f"calibration is a {kind}; want a tensor, such as text.calibration")
+    if language:
+        calibration = calibration[:, :length] if isinstance(calibration, torch.Tensor) else calibration
+        check_windows(model, calibration)
+    return calibration
+
+
+def _check_weights(matrices: Mapping[str, Matrix]) -> None:
+    for name, matrix in matrices.items():
+        if matrix.view(matrix.weight()).isnan().any():
+            raise ValueError(f"cannot prune {name!r}: some of its weights are NaN, so the model is broken")
+
+
+def _kept_before(matrix: Matrix, masks: Masks | None) -> torch.Tensor | None:
+    """What an earlier pruning has kept of a matrix; None where it has pruned nothing."""
+    weight = matrix.view(matrix.weight())
+    if masks is not None:
+        before = masks.get(matrix.parameter)
+        if before is None or before.shape != matrix.weight().shape:
+            return None
+        kept = matrix.view(before.to(weight.device))
+        return None if kept.all() else kept
+    zeros = weight == 0
+    return ~zeros if zeros.sum() > FEW_ZEROS * zeros.numel() else None
+
+
+def _check_not_below(matrix: Matrix, kept: torch.Tensor | None, sparsity: float) -> None:
+    if kept is not None and (lost := kept.numel() - int(kept.sum())) > round(sparsity * kept.numel()):
+        raise ValueError(
+            f"{matrix.name!r} is pruned already: {lost / kept.numel():.2%} of its weights are zero, and a "
+            f"sparsity of {sparsity:.2%} would bring some back. Prune to more, or start from the dense model"
+        )
+
+
+class _Work:
+    """One call of `prune`, after its arguments are understood."""
+
+    def __init__(self, model, method: Method, matrices, kept, sparsities, masks, on_layer, cancelled):
+        self.model, self.method, self.matrices = model, method, matrices
+        self.kept, self.sparsities = kept, sparsities
+        self.masks: dict[str, torch.Tensor] = {n: m.clone() for n, m in masks.items()} if masks else {}
+        self.on_layer, self.cancelled = on_layer, cancelled
+        self.done = 0
+        self.home = next(model.parameters()).device
+
+    def at_once(self, progress: bool) -> None:
+        """Prune every matrix by what it is alone."""
+        # The weights are known not to be NaN: only the caller's own function can fail on the way.
+        undone = self.matrices.values() if self.on_layer is not None else ()
+        with self._bar(progress) as bar, self._consistent(undone) as undo:
+            for matrix in self.matrices.values():
+                if self._stopped():
+                    return
+                self._prune(matrix, None, undo if undone else None)
+                bar.update()
+
+    def streamed(self, calibration: torch.Tensor, batch: int, offload: bool, progress: bool) -> None:
+        """Prune block after block, each with the inputs that the pruned blocks before it make."""
+        gram = self.method.criterion in NEEDS_GRAM
+        parts = stream(self.model, calibration, batch=batch, offload=offload)
+        undone = self.matrices.values()
+        with self._bar(progress) as bar, self._consistent(undone) as undo, closing(parts):
+            for part in parts:
+                if self._stopped():
+                    return
+                with recorded(part.matrices, gram=gram) as inputs:
+                    part.run()
+                for name, matrix in part.matrices.items():
+                    if self._stopped():
+                        return
+                    self._prune(matrix, inputs.pop(name), undo)
+                    bar.update()
+
+    def _bar(self, progress: bool) -> tqdm:
+        total = len(self.matrices)
+        # What is done within a second needs no bar.
+        return tqdm(total=total, desc="prune", unit="matrix", disable=not progress, leave=False, delay=1)
+
+    def _stopped(self) -> bool:
+        return self.cancelled is not None and self.cancelled()
+
+    @contextmanager
+    def _consistent(self, matrices: Iterable[Matrix]) -> Iterator[Undo]:
+        """What goes wrong inside is undone; what is interrupted stays, recorded in the exception's masks."""
+        with Undo(matrices) as undo:
+            try:
+                yield undo
+            except KeyboardInterrupt as stopped:
+                done = Masks(self.masks)
+                # It may have come between a mask and its weights.
+                done.apply(self.model)
+                stopped.masks = done  # type: ignore[attr-defined]
+                stopped.add_note(
+                    f"{self.done} of {len(self.matrices)} matrices are pruned; their masks are in this "
+                    "exception's masks"
+                )
+                raise
+            except Exception:
+                undo.restore()
+                raise
+
+    def _prune(self, matrix: Matrix, inputs: Inputs | None, undo: Undo | None) -> None:
+        started = time.perf_counter()
+        new, mask = self._chosen(matrix, inputs)
+        if undo is not None:
+            undo.remember(matrix)
+        self._write(matrix, new, mask, inputs, time.perf_counter() - started)
+
+    def _chosen(self, matrix: Matrix, inputs: Inputs | None) -> tuple[torch.Tensor, torch.Tensor]:
+        name = matrix.name
+        kept = self.kept[name]
+        if kept is not None:
+            # The block may have moved to the GPU since it was looked at.
+            kept = kept.to(matrix.weight().device)
         try:
-            kept[name] = keep_highest(scores, sparsity)
+            return self.method.pruned(matrix, inputs, kept, self.sparsities[name])
         except ValueError as error:
             raise ValueError(f"cannot prune {name!r}: {error}") from error
-    masks = Masks(kept)
-    masks.apply(model)
-    return masks
+
+    def _write(self, matrix: Matrix, new, mask, inputs: Inputs | None, seconds: float) -> None:
+        parameter = matrix.weight()
+        before = matrix.view(parameter).clone() if self.on_layer else None
+        if matrix.parameter not in self.masks:
+            # Where the model lives, not where a block of it is computed.
+            self.masks[matrix.parameter] = torch.ones(parameter.shape, dtype=torch.bool, device=self.home)
+        matrix.assign(self.masks[matrix.parameter], mask)
+        matrix.assign(parameter, new)
+        self.done += 1
+        if self.on_layer is not None and before is not None:
+            error = output_error(before, new, inputs)
+            block = block_name(matrix.name)
+            self.on_layer(Pruned(block, matrix.name, seconds, error, self.done, len(self.matrices)))

@@ -1,27 +1,33 @@
-"""The retraining loop: a parameter subset, AdamW, and masks that hold after every step."""
+"""The retraining loop: a parameter subset, an optimiser, and masks that hold after every step."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from torch import nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..pruning.masks import Masks
-from ..sources.text import check_windows
-from .schedules import llr
-from .subsets import subset_parameters, subset_parts, untie_head
+from .loss import Distillation
+from .machine import Accelerated, Machine
+from .modes import check_gradient_checkpointing, gradient_checkpointing, training
+from .relu import byte_mask_relus
+from .run import Run
+from .schedules import Schedule
+from .settings import Settings
+from .subsets import head_is_tied, needs_untied_head, subset_parameters, subset_parts, untie_head
+from .tasks import Data, make_task
+from .weights import Weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from accelerate import Accelerator  # type: ignore[import-untyped]
 
 
 def retrain(
-    model: "PreTrainedModel",
-    windows: torch.Tensor,
+    model: nn.Module,
+    data: Data,
     *,
     masks: Masks,
     subset: str,
@@ -30,22 +36,55 @@ def retrain(
     batch: int = 8,
     warmup: float = 0.1,
     seed: int = 0,
+    schedule: str | Schedule = "llr",
+    optimizer: str = "adamw",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    accumulate: int = 1,
+    clip: float | None = None,
+    autocast: str | None = None,
+    checkpointing: bool = False,
+    distill: nn.Module | None = None,
+    distill_weight: float = 0.5,
+    temperature: float = 1.0,
+    stop: Callable[[Sequence[float]], bool] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    accelerator: "Accelerator | None" = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> pd.DataFrame:
     """Retrain a subset of a pruned model's parameters in place and return the history.
 
-    `windows` are token windows `[n, length]`, drawn in batches without replacement, reshuffled when used up.
-    AdamW without weight decay; the rate rises linearly over the first `warmup` of the steps to `lr` and falls
-    linearly to zero (PERP, section 4). Pruned weights are exactly zero after every step. A head that is tied
-    to the input embedding is untied first, so that the embedding stays as it is.
+    `data` are token windows `[n, length]`, or for other models a tuple of inputs `[n, ...]` and labels `[n]`;
+    batches are drawn without replacement, reshuffled when used up. Pruned weights are exactly zero after
+    every step. A head tied to the input embedding is untied first if only one of the two is retrained. Batch
+    normalisations follow the batches where the subset trains them, and are frozen elsewhere.
 
-    `on_step(step, loss)` is called after every step; `cancelled()` is asked before each, and when it says
-    True the model stays as the finished steps left it. The history has the columns step, loss and lr.
+    - A step takes `accumulate` batches of `batch` and moves the `subset` (`subset_parameters`) by AdamW, or
+      by SGD with `momentum`; the gradient's norm is at most `clip`. `weight_decay` acts on all of the subset.
+      The defaults are PERP's (section 4).
+    - The rate is `lr` times the `schedule`: a name (`schedules`: llr, clr, slr, constant, …; the rate rises
+      over the first `warmup` of the steps) or a function `schedule(step, steps)`.
+    - `autocast` "bfloat16" or "float16" computes in 16 bits beside float32 weights. A model in 16 bits is
+      trained by way of float32 masters of the subset and keeps its dtype. `checkpointing` computes
+      activations again in the backward pass instead of keeping them.
+    - `distill` is the dense model: the loss is (1 − `distill_weight`) times the cross entropy plus
+      `distill_weight` · T² times the divergence from its predictions at `temperature` T.
+    - `stop(losses)` is asked before every step and ends the run when true (`plateau`); `cancelled()`
+      likewise, and the model stays as the finished steps left it. `on_step(step, loss)` follows every step.
+    - `checkpoint` names a file that holds the run every `checkpoint_every` steps and at its end. The same
+      call on the same pruned model goes on from there, on a CPU to the same bits; a finished run comes back
+      as it is.
+    - `accelerator` spreads the batches over its processes: with n of them a step takes n · `accumulate`
+      batches. Precision and sharding are the accelerator's; after FSDP the model stays sharded.
 
-    Raises ValueError for windows that do not fit, an unknown or empty subset, masks of another model, a
-    trainable parameter in 16 bits, and a loss that is not finite (the model is then as it was before).
+    The history has the columns step, loss and lr.
+
+    Raises ValueError for data that does not fit, an unknown or empty subset, masks of another model, bad
+    settings and a checkpoint of other settings: the model is then as it was; and for a loss or weights that
+    are no longer finite: the model then has its last good weights.
 
     >>> import perpkit as pk
     >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
@@ -55,116 +94,59 @@ def retrain(
     >>> list(history.columns), len(history)
     (['step', 'loss', 'lr'], 2)
     """
-    check_windows(model, windows)
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; it must be at least 1")
-    if steps < 0 or not 0 < lr < math.inf or not 0 <= warmup <= 1:
-        raise ValueError(
-            f"steps={steps}, lr={lr}, warmup={warmup}: want steps >= 0, lr > 0, warmup in [0, 1]"
-        )
+    settings = Settings(
+        subset=subset,
+        lr=lr,
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        warmup=warmup,
+        schedule=schedule,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        clip=clip,
+        autocast=autocast,
+        seed=seed,
+    )
     masks.check(model)
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"{name!r} is {parameter.dtype}: load the model with dtype='float32' to retrain it"
-            )
+    machine = Machine(model, settings) if accelerator is None else Accelerated(model, settings, accelerator)
+    task = make_task(model, data, machine.device, distill, Distillation(distill_weight, temperature))
+    check_gradient_checkpointing(model, checkpointing)
+    _check_subset(model, subset)
+    # Last of all, so that an error leaves the model as it was.
+    if needs_untied_head(subset):
+        untie_head(model)
+    trained = subset_parameters(model, subset)
+
+    with ExitStack() as inside:
+        statistics = inside.enter_context(training(model, trained, subset))
+        inside.enter_context(byte_mask_relus(model, trained))
+        inside.enter_context(gradient_checkpointing(model, checkpointing))
+        run = Run(machine, task, Weights(trained, masks, statistics), settings)
+        inside.callback(run.close)
+        if checkpoint is not None:
+            run.open(checkpoint, checkpoint_every)
+        bar = inside.enter_context(_bar(steps, len(run.history), progress and machine.rank == 0))
+        while len(run.history) < steps and not (run.stopped(stop) or run.cancelled(cancelled)):
+            step, loss = run.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if on_step is not None:
+                on_step(step, loss)
+        run.finish()
+    return pd.DataFrame(run.history, columns=["step", "loss", "lr"])
+
+
+def _check_subset(model: nn.Module, subset: str) -> None:
+    """Raise ValueError for a part that is empty, while nothing has been untied yet."""
     parts = subset_parts(subset)
     for part in parts:
-        if part != "head":
+        if not (needs_untied_head(part) and head_is_tied(model)):
             subset_parameters(model, part)
-    # Last of all, so that an error leaves the model as it was.
-    if "head" in parts:
-        untie_head(model)
-    trainable = subset_parameters(model, subset)
-
-    device = next(model.parameters()).device
-    pruned = [(p, ~masks[name].to(device)) for name, p in trainable.items() if name in masks]
-    before = [p.detach().clone() for p in trainable.values()]
-    optimizer = torch.optim.AdamW(trainable.values(), lr=lr, weight_decay=0.0, foreach=True)
-    order = _batches(len(windows), batch, seed)
-    history = []
-    with _training(model, trainable), torch.random.fork_rng(_cuda(device)), _bar(steps, progress) as bar:
-        _seed(device, seed)
-        for step in range(steps):
-            if cancelled is not None and cancelled():
-                break
-            rate = optimizer.param_groups[0]["lr"] = lr * llr(step, steps, warmup)
-            tokens = windows[next(order)].to(device)
-            loss = next_token_loss(model, tokens)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            value = loss.item()
-            if value != value or value == float("inf"):
-                with torch.no_grad():
-                    for parameter, saved in zip(trainable.values(), before, strict=True):
-                        parameter.copy_(saved)
-                raise ValueError(
-                    f"the loss became {value} at step {step + 1} with lr={lr}; the model is as it was. "
-                    f"Try lr={lr / 10:g}"
-                )
-            optimizer.step()
-            with torch.no_grad():
-                for parameter, zeros in pruned:
-                    parameter.masked_fill_(zeros, 0)
-            history.append((step + 1, value, rate))
-            bar.update()
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-            if on_step is not None:
-                on_step(step + 1, value)
-    masks.check(model)
-    return pd.DataFrame(history, columns=["step", "loss", "lr"])
+    if set(parts) == {"perp_v1:bn_recalibrate"}:
+        raise ValueError(f"{subset!r} has no parameters to train; call recalibrate_batchnorm(model, inputs)")
 
 
-def next_token_loss(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood in nats of `tokens[:, 1:]`; tokens `[batch, length]`."""
-    logits = model(input_ids=tokens, use_cache=False).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
-def _batches(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices of the windows of each batch, every window once before any comes again."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(order) < batch:
-            order = torch.cat([order, torch.randperm(count, generator=generator)])
-        yield order[:batch]
-        order = order[batch:]
-
-
-class _training:
-    """Only the trainable parameters get gradients inside; flags and modes are restored afterwards."""
-
-    def __init__(self, model: "PreTrainedModel", trainable: dict[str, nn.Parameter]):
-        self.model, self.trainable = model, trainable
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.model.train()
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in self.trainable)
-
-    def __exit__(self, *_) -> None:
-        for module, mode in self.modes:
-            module.training = mode
-        for parameter, flag in self.flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    # Not torch.manual_seed: it reseeds every device, and only these generators are restored.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def _bar(steps: int, progress: bool) -> tqdm:
-    return tqdm(total=steps, desc="retrain", unit="step", disable=not progress, leave=False)
+def _bar(steps: int, done: int, shown: bool) -> tqdm:
+    return tqdm(total=steps, initial=done, desc="retrain", unit="step", disable=not shown, leave=False)

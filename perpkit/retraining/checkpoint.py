@@ -1,0 +1,118 @@
+"""Checkpoints of a retraining: written whole or not at all, and taken up only by the same run."""
+
+import hashlib
+import os
+import pickle
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..pruning.masks import Masks
+from .settings import Settings
+
+FORMAT = "perpkit retraining 1"
+
+
+class Checkpoint:
+    """The file of one run: what the run is, and where it stands.
+
+    `same` are digests of everything that the outcome depends on, by a name that an error can say.
+    """
+
+    def __init__(self, path: str | Path, same: dict[str, str]):
+        self.path, self.same = Path(path).expanduser(), same
+        if self.path.is_dir():
+            raise ValueError(f"the checkpoint {str(path)!r} is a folder; name a file")
+        if not self.path.absolute().parent.is_dir():
+            raise ValueError(
+                f"the checkpoint {str(path)!r} lies in a folder that does not exist; make it first"
+            )
+
+    def load(self) -> dict[str, Any] | None:
+        """What `save` wrote, or None when there is no file yet.
+
+        Raises ValueError for a file that is no checkpoint, or one of a run with other settings.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"cannot read the checkpoint {str(self.path)!r}, it is damaged or something else. Delete it "
+                "to start from the beginning"
+            ) from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"{str(self.path)!r} is no checkpoint of a retraining; name another file")
+        others = [name for name in self.same if found["same"].get(name) != self.same[name]]
+        if others:
+            raise ValueError(
+                f"the checkpoint {str(self.path)!r} belongs to a run with another {' and '.join(others)}; "
+                "resume with the same, or delete the file or name another to start from the beginning"
+            )
+        return found
+
+    def save(self, **state: Any) -> None:
+        """Write the state; the old file stays until the new one is complete.
+
+        Raises ValueError when it cannot be written.
+        """
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            torch.save({"format": FORMAT, "same": self.same, **state}, partial)
+            os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise ValueError(
+                f"cannot write the checkpoint {str(self.path)!r}: {error}. The model is as the finished "
+                "steps left it, and an earlier checkpoint is still there"
+            ) from error
+
+
+def identity(
+    settings: Settings,
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    masks: Masks,
+    data: tuple[torch.Tensor, ...],
+    **others: object,
+) -> dict[str, str]:
+    """Digests of all that a run's outcome depends on but the trained weights, which a checkpoint holds.
+
+    >>> model = nn.Linear(2, 1)
+    >>> settings, data = Settings(subset="biases", lr=0.1), (torch.zeros(1, 2),)
+    >>> one = identity(settings, model, {"bias": model.bias}, Masks({}), data)
+    >>> _ = model.weight.data.zero_()
+    >>> two = identity(settings, model, {"bias": model.bias}, Masks({}), data)
+    >>> [name for name in one if one[name] != two[name]]
+    ['model']
+    """
+    named = {name: str(getattr(settings, name)) for name in ("subset", "batch", "accumulate", "seed", "clip")}
+    named |= {name: str(getattr(settings, name)) for name in ("optimizer", "momentum", "weight_decay")}
+    named |= {"autocast": str(settings.autocast), "learning rates": _digest(str(settings.rates).encode())}
+    shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
+    frozen = {name: p for name, p in model.named_parameters() if name not in trained}
+    named["model"] = _digest(repr((shapes, checksum(frozen))).encode())
+    named["masks"] = _digest(repr(checksum(dict(masks))).encode())
+    named["data"] = _digest(repr(checksum({str(i): part for i, part in enumerate(data)})).encode())
+    return named | {name: str(value) for name, value in others.items()}
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """A checksum of each tensor's bytes.
+
+    >>> checksum({"a": torch.zeros(2)}) == checksum({"a": torch.tensor([0.0, 1.0])})
+    False
+    """
+    return {
+        name: zlib.crc32(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, value in tensors.items()
+    }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

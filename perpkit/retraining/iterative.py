@@ -1,0 +1,182 @@
+"""Iterative magnitude pruning and its like: prune a little, retrain, and again."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from ..pruning.masks import Masks
+from ..pruning.prune import prune
+from .freezing import Freezer, gradual_plan
+from .retrain import retrain
+from .subsets import trainable_share
+from .tasks import Data
+
+COLUMNS = ["cycle", "sparsity", "step", "loss", "lr", "trainable_share"]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle is done: what `on_cycle` is told, when the model is pruned to `sparsity` and retrained.
+
+    `cycle` of `cycles` counts from 1; `loss` is that of the last step, None when there was none.
+    """
+
+    cycle: int
+    cycles: int
+    sparsity: float
+    masks: Masks
+    loss: float | None
+
+
+def geometric_sparsities(sparsity: float, cycles: int) -> list[float]:
+    """The sparsity after each cycle, `1 − (1 − s)^{p/P}`: every cycle prunes the same share of what is left.
+
+    Raises ValueError for a sparsity outside [0, 1] and fewer cycles than one.
+
+    >>> [round(100 * each, 1) for each in geometric_sparsities(0.9, 3)]
+    [53.6, 78.5, 90.0]
+    """
+    if not 0 <= sparsity <= 1:
+        raise ValueError(
+            f"sparsity is {sparsity}; it is the fraction of pruned weights at the end, between 0 and 1"
+        )
+    if cycles < 1:
+        raise ValueError(f"cycles is {cycles}; there must be at least 1")
+    return [1 - (1 - sparsity) ** (cycle / cycles) for cycle in range(1, cycles)] + [sparsity]
+
+
+def imp(
+    model: nn.Module,
+    criterion: str,
+    data: Data,
+    *,
+    sparsity: float,
+    cycles: int,
+    calibration: Any = None,
+    pruning: Mapping[str, Any] | None = None,
+    gradual: str | None = None,
+    reverse: bool = False,
+    stages: int = 5,
+    seed: int = 0,
+    progress: bool = True,
+    on_cycle: Callable[[Cycle], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **retraining: Any,
+) -> tuple[Masks, pd.DataFrame]:
+    """Prune a model in place in several cycles, retraining it after each: iterative pruning (IMP).
+
+    Cycle p of P prunes to `1 − (1 − s)^{p/P}` with `prune(model, criterion, …)`, `sparsity` being s; what is
+    pruned stays so. The criterion sees `calibration`, and `pruning` has further keywords of `prune`, such as
+    `{"group": "row"}`. Then the model is retrained on `data` with the further keywords of `retrain`, `subset`
+    and `lr` at least; cycle p takes its batches by seed + p − 1. A `checkpoint` is one file for each cycle,
+    `name-1` and so on: the same call on the same dense model goes on where it was killed.
+
+    `gradual="freeze"` trains all layers at first and fewer in each of the `stages` of a cycle, `"unfreeze"`
+    none at first and more; from the input on, or with `reverse` from the output back (`gradual_plan`; PERP
+    v1, section 3.4, with an epoch a stage).
+
+    Returns the masks and the history of all steps, with the columns cycle, sparsity, step, loss, lr and
+    trainable_share, the fraction of all parameters that the step trained; its mean is PERP's aggregated
+    share.
+
+    `on_cycle(Cycle(...))` is called after each cycle, the model being what it is then. When `cancelled()`
+    says True, masks and history of what is done are returned. An exception after the first pruning, Ctrl-C
+    too, carries the masks that the model has then as `masks`.
+
+    Raises ValueError, leaving the model as it was, for whatever `prune` and `retrain` do not accept.
+
+    >>> import perpkit as pk
+    >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
+    >>> text = pk.load_text("storyworld", tokenizer, windows={"train": 16})
+    >>> settings = {"subset": "full", "steps": 2, "lr": 1e-3, "progress": False}
+    >>> masks, history = imp(model, "magnitude", text.train, sparsity=0.9, cycles=3, **settings)
+    >>> masks, history.groupby("cycle")["sparsity"].first().round(3).tolist()
+    (Masks(18 matrices, sparsity 0.9000), [0.536, 0.785, 0.9])
+    """
+    targets = geometric_sparsities(sparsity, cycles)
+    shares = _checked(model, data, retraining, gradual, reverse, stages)
+    checkpoint, asked = retraining.pop("checkpoint", None), _latched(cancelled)
+    pruning = {"calibration": calibration, "seed": seed, **(pruning or {})}
+    masks, histories = Masks({}), []
+    for cycle, target in enumerate(targets, start=1):
+        if asked():
+            break
+        try:
+            earlier = masks if cycle > 1 else None
+            masks = prune(
+                model,
+                criterion,
+                sparsity=target,
+                masks=earlier,
+                progress=progress,
+                cancelled=asked,
+                **pruning,
+            )
+            if asked():
+                break
+            options: dict[str, Any] = {
+                "seed": seed + cycle - 1,
+                "progress": progress,
+                "cancelled": asked,
+                **retraining,
+            }
+            if gradual is not None:
+                freezer = Freezer(model, retraining["subset"], _steps(retraining), stages, gradual, reverse)
+                options["stop"] = freezer.stop(retraining.get("stop"))
+                options["cancelled"] = freezer.cancelled(asked)
+            if checkpoint is not None:
+                options["checkpoint"] = f"{checkpoint}-{cycle}"
+            done = retrain(model, data, masks=masks, **options)
+        except BaseException as error:
+            if len(masks) and not hasattr(error, "masks"):
+                error.masks = masks  # type: ignore[attr-defined]
+                error.add_note(f"in cycle {cycle} of {cycles}; the masks are in this exception's masks")
+            raise
+        histories.append(_table(done, cycle, target, shares, _steps(retraining)))
+        if on_cycle is not None and not asked():
+            loss = float(done["loss"].iloc[-1]) if len(done) else None
+            on_cycle(Cycle(cycle, cycles, target, masks, loss))
+    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=COLUMNS)
+    return masks, history
+
+
+def _checked(
+    model: nn.Module, data: Data, retraining: dict, gradual: str | None, reverse: bool, stages: int
+) -> list[float]:
+    """The share of trained parameters in each stage of a cycle, after `retrain` has seen its arguments."""
+    inspect.signature(retrain).bind(model, data, masks=Masks({}), **retraining)
+    subset = retraining["subset"]
+    plan = gradual_plan(model, gradual, reverse=reverse, stages=stages, subset=subset) if gradual else None
+    # No step, so that what is wrong with it is known before anything is pruned.
+    without = {"checkpoint", "checkpoint_every", "accelerator", "on_step", "stop"}
+    settings = {key: value for key, value in retraining.items() if key not in without}
+    retrain(model, data, masks=Masks({}), **{**settings, "steps": 0, "progress": False})
+    return [trainable_share(model, subset)] if plan is None else plan["trainable_share"].tolist()
+
+
+def _steps(retraining: dict) -> int:
+    return retraining.get("steps", inspect.signature(retrain).parameters["steps"].default)
+
+
+def _latched(cancelled: Callable[[], bool] | None) -> Callable[[], bool]:
+    """Once cancelled, always cancelled: pruning, retraining and the cycles must agree."""
+    said = False
+
+    def asked() -> bool:
+        nonlocal said
+        said = said or (cancelled is not None and cancelled())
+        return said
+
+    return asked
+
+
+def _table(
+    history: pd.DataFrame, cycle: int, sparsity: float, shares: list[float], steps: int
+) -> pd.DataFrame:
+    share = [shares[(step - 1) * len(shares) // steps] for step in history["step"]]
+    table = history.assign(cycle=cycle, sparsity=sparsity, trainable_share=share)
+    return table[COLUMNS]

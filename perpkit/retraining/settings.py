@@ -1,0 +1,78 @@
+"""How a retraining runs: the settings of its optimiser, schedule and precision, checked."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .schedules import Schedule, factors
+from .subsets import subset_parts
+
+OPTIMIZERS = ("adamw", "sgd")
+PRECISIONS = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `retrain` was told about the run itself; the meanings are in its docstring.
+
+    Raises ValueError naming a bad value and the valid ones.
+
+    >>> Settings(subset="biases", lr=0.1, steps=2).rates
+    [0.1, 0.05]
+    """
+
+    subset: str
+    lr: float
+    steps: int = 100
+    batch: int = 8
+    accumulate: int = 1
+    warmup: float = 0.1
+    schedule: str | Schedule = field(default="llr", repr=False)
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float | None = None
+    autocast: str | None = None
+    seed: int = 0
+    rates: list[float] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        subset_parts(self.subset)
+        if self.batch < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"batch is {self.batch} and accumulate is {self.accumulate}; both must be at least 1"
+            )
+        if self.steps < 0 or not 0 < self.lr < math.inf or not 0 <= self.warmup <= 1:
+            raise ValueError(
+                f"steps={self.steps}, lr={self.lr}, warmup={self.warmup}: want steps >= 0, lr > 0, warmup in "
+                "[0, 1]"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; the optimizers are adamw and sgd")
+        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"momentum={self.momentum}, weight_decay={self.weight_decay}: want momentum in [0, 1), "
+                "weight_decay >= 0"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; it is the largest norm of the gradient, or None")
+        if self.autocast is not None and self.autocast not in PRECISIONS:
+            raise ValueError(f"unknown autocast {self.autocast!r}; want bfloat16, float16 or None")
+        steps = factors(self.schedule, self.steps, self.warmup)
+        object.__setattr__(self, "rates", [self.lr * factor for factor in steps])
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser, at the rate of the first step."""
+        lr, decay = self.lr, self.weight_decay
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=self.momentum, weight_decay=decay, foreach=True
+            )
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, foreach=True)
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype of autocast, None without."""
+        return None if self.autocast is None else getattr(torch, self.autocast)
