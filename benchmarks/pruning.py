@@ -158,10 +158,11 @@ def memory(bars: Bars, device: str) -> None:
                 "num_attention_heads": 4,
                 "word_embed_proj_dim": 256,
             }
-            config = transformers.OPTConfig(
+            config: Any = transformers.OPTConfig(
                 **shape, vocab_size=512, num_hidden_layers=depth, max_position_embeddings=512
             )
-            model = transformers.OPTForCausalLM(config).to(device)
+            model: Any = transformers.OPTForCausalLM(config)
+            model.to(device)
             work = partial(prune, model, criterion, sparsity=0.5, calibration=windows, progress=False)
             peaks[depth] = peak_bytes(work, device) / 2**20
         name = f"peak memory of {criterion}, 12 blocks against 2"

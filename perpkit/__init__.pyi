@@ -10,6 +10,9 @@ from .interactive.plots import save_figure as save_figure
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
 from .pruning.storage import storage as storage
+from .retraining.adapters import attach as attach
+from .retraining.adapters import merge as merge
+from .retraining.reconstruct import reconstruct as reconstruct
 from .retraining.retrain import retrain as retrain
 from .retraining.subsets import subset_parameters as subset_parameters
 from .retraining.subsets import trainable_share as trainable_share

@@ -57,7 +57,13 @@ def test_an_error_while_offloading_brings_everything_back(make_model, windows):
 
     with pytest.raises(RuntimeError, match="stop here"):
         pk.prune(
-            model, "wanda", sparsity=0.5, calibration=windows, offload=True, progress=False, on_layer=fail_late
+            model,
+            "wanda",
+            sparsity=0.5,
+            calibration=windows,
+            offload=True,
+            progress=False,
+            on_layer=fail_late,
         )
     for name, value in model.state_dict().items():
         assert not value.is_cuda
