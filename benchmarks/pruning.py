@@ -152,7 +152,7 @@ def memory(bars: Bars, device: str) -> None:
     for criterion in ("wanda", "sparsegpt"):
         peaks = {}
         for depth in (2, 12):
-            shape = {
+            shape: Any = {
                 "hidden_size": 256,
                 "ffn_dim": 1024,
                 "num_attention_heads": 4,

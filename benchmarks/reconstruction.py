@@ -55,7 +55,7 @@ class MaskLoRA:
         for _ in range(count):
             start = self.done * STEP_TOKENS % TOKENS
             x = self.x[start : start + STEP_TOKENS]
-            out = mask_lora_linear(x, self.weight, self.mask, *self.factors, None, scale=2.0)
+            out = mask_lora_linear(x, self.weight, self.mask, self.factors[0], self.factors[1], scale=2.0)
             loss = F.mse_loss(out, x @ self.dense.T)
             self.optimizer.zero_grad()
             loss.backward()
@@ -83,7 +83,8 @@ def main() -> None:
         return optimum(pruned, dense, mask, moments, method=method)
 
     trained = MaskLoRA(x, dense, mask, lr=3e-3)
-    exact(), trained.steps(1)
+    exact()
+    trained.steps(1)
     ours, theirs = [], []
     for _ in range(5):
         ours.append(seconds(exact))

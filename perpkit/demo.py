@@ -89,7 +89,7 @@ def _execute_notebook(out: Path, store: Store) -> Path | None:
     import nbformat
     from nbconvert import HTMLExporter
 
-    print("\nExecuting the first notebook, a minute or two …")
+    print("\nExecuting the first notebook, half a minute or more …")
     notebook = nbformat.read(source, as_version=4)
     target = out / source.name
     try:

@@ -56,7 +56,13 @@ def treated(dense, text: pk.Text, method: str, sparsity: float, seed: int, lr: f
     started, share = time.perf_counter(), 0.0
     if method in RECONSTRUCTIONS:
         unit, trainable = RECONSTRUCTIONS[method]
-        given = {"trainable": trainable, "rank": RANK, "alpha": 2.0 * RANK, "seed": seed, "progress": False}
+        given: dict = {
+            "trainable": trainable,
+            "rank": RANK,
+            "alpha": 2.0 * RANK,
+            "seed": seed,
+            "progress": False,
+        }
         pk.reconstruct(model, dense, masks, text.calibration, unit=unit, lr=lr or 1e-3, **given)
     elif method != "none":
         subset = method

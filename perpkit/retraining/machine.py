@@ -117,10 +117,9 @@ class Accelerated(Machine):
     def close(self, called: nn.Module) -> None:
         self.accelerator.unwrap_model(called, keep_fp32_wrapper=False)
         for module in called.modules():
-            if hasattr(
-                module, "reshard"
-            ):  # FSDP keeps the outermost parameters together after a forward pass
-                module.reshard()
+            # FSDP keeps the outermost parameters together after a forward pass
+            if callable(reshard := getattr(module, "reshard", None)):
+                reshard()
         if not self.replaced:
             # For mixed precision it puts a forward on the model and leaves the old one there in its place.
             vars(self.model).pop("forward", None)
