@@ -166,15 +166,15 @@ def _check_pair(model: nn.Module, dense: nn.Module, masks: Masks) -> None:
 def _checked(model: nn.Module, calibration: torch.Tensor, length: int, batch: int) -> torch.Tensor:
     if length < 2 or batch < 1:
         raise ValueError(f"length={length}, batch={batch}: want length >= 2 and batch >= 1")
+    if not isinstance(calibration, torch.Tensor):
+        kind = type(calibration).__name__
+        raise ValueError(f"calibration is a {kind}; want a tensor, such as text.calibration")
+    if calibration.ndim < 2 or not len(calibration):
+        shape = tuple(calibration.shape)
+        raise ValueError(f"calibration has the shape {shape}; want at least one row, [n, …]")
     if is_language_model(model):
-        if isinstance(calibration, torch.Tensor):
-            calibration = calibration[:, :length]
+        calibration = calibration[:, :length]
         check_windows(model, calibration)  # type: ignore[arg-type]
-    elif not isinstance(calibration, torch.Tensor) or calibration.ndim < 2 or not len(calibration):
-        what = (
-            list(calibration.shape) if isinstance(calibration, torch.Tensor) else type(calibration).__name__
-        )
-        raise ValueError(f"calibration is {what}; want a tensor of at least one input, [n, …]")
     return calibration
 
 
