@@ -1,11 +1,10 @@
 """Exact reconstruction of one matrix against gradient steps of MaskLoRA on the activations.
 
-Run with one thread on a CPU; `cuda` as an argument measures on a GPU instead. The gradient steps take 4096
-tokens each, two windows of 2048 as PERP does, the time of 200 being measured on fewer.
+On a GPU where there is one, else on a CPU with one thread. The gradient steps take 4096 tokens each, two
+windows of 2048 as PERP does, the time of 200 being measured on fewer.
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from perpkit.pruning.selection import select
 from perpkit.retraining.masklora import mask_lora_linear
 from perpkit.retraining.optimum import Moments, optimum
 
-SIZE, TOKENS, CHUNK, STEP_TOKENS, STEPS, MEASURED, RANK = 1024, 65536, 8192, 4096, 200, 5, 16
+SIZE, TOKENS, CHUNK, STEP_TOKENS, STEPS, RANK = 1024, 65536, 8192, 4096, 200, 16
 
 
 def activations(device: str) -> torch.Tensor:
@@ -69,7 +68,7 @@ class MaskLoRA:
 
 def main() -> None:
     torch.set_num_threads(1)
-    device = "cuda" if "cuda" in sys.argv else "cpu"
+    device, measured = ("cuda", 50) if torch.cuda.is_available() else ("cpu", 5)
     print("on", torch.cuda.get_device_name() if device == "cuda" else "the CPU, one thread")
     x = activations(device)
     dense = (torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(1)) / SIZE**0.5).to(device)
@@ -88,7 +87,7 @@ def main() -> None:
     ours, theirs = [], []
     for _ in range(5):
         ours.append(seconds(exact))
-        theirs.append(seconds(lambda: trained.steps(MEASURED)) * STEPS / MEASURED)
+        theirs.append(seconds(lambda: trained.steps(measured)) * STEPS / measured)
     found, best = exact(), exact("cholesky")
     exactly = Moments()
     for rows in x.split(CHUNK):

@@ -96,8 +96,11 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(1)
+    # tqdm's own lock is a semaphore of the system's, which a worker that is stopped would leave behind.
+    tqdm.set_lock(threading.RLock())
 
 
 def _end_with_the_parent() -> None:

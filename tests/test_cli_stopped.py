@@ -23,7 +23,7 @@ from perpkit import cli, demo
 
 def grid():
     return pk.Grid(
-        sparsity=[0.5, 0.7], retrain=["none", "biases+norms", "full"], steps=int(sys.argv[2]),
+        retrain=["none", "biases+norms", "full"], sparsity=[0.5, 0.7], steps=int(sys.argv[2]),
         length=16, batch=4, seed=range(2),
     )
 

@@ -77,7 +77,16 @@ def test_the_sentence_says_what_was_seen(printed):
         "At 50 % sparsity perplexity goes from 2.00 to 15.00, and retraining 1.2% of the parameters (biases "
         "and normalisations) brings it back to 2.50; at 70 % it goes to 21.0, those few reach 3.10 and all "
         "the weights 4.10."
-    ) in printed
+    ) in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("columns", [40, 80, 300])
+def test_no_word_of_the_sentence_is_broken_by_the_terminal(ran, tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    demo.run_demo(tmp_path / "out", None)
+    said = capsys.readouterr().out
+    sentence = said[said.index("At 50 %") : said.index("Figure and table")].splitlines()
+    assert max(map(len, sentence)) <= min(100, columns)
 
 
 def test_the_next_demonstration_runs_nothing_again(ran, tmp_path, capsys):
@@ -106,6 +115,17 @@ def test_the_notebook_gets_the_rows_of_the_demonstration(ran, tmp_path, monkeypa
     said = capsys.readouterr().out
     assert str(out / "00_start_here.ipynb") in said
     assert str(out / "00_start_here.html") in said
+
+
+def test_a_notebook_that_fails_is_told_with_what_there_is(tmp_path, monkeypatch):
+    def execute(notebook, folder, store):
+        raise ValueError("CellExecutionError: the dog ate it")
+
+    monkeypatch.setattr(demo, "execute_notebook", execute)
+    with pytest.raises(ValueError, match="the dog ate it") as error:
+        demo._execute_notebook(tmp_path, pk.Store(tmp_path / "results.sqlite"))
+    assert "00_start_here.ipynb could not be executed" in str(error.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_the_whole_grid_holds_what_the_sentence_needs():

@@ -1,5 +1,6 @@
 """Experiments and grids: what names a row, what is refused, what is run only once."""
 
+import inspect
 import shutil
 
 import numpy as np
@@ -145,6 +146,27 @@ def test_the_key_changes_with_the_result_format(monkeypatch):
     before = pk.Experiment().key()
     monkeypatch.setattr(gridding, "RESULT_FORMAT", gridding.RESULT_FORMAT + 1)
     assert pk.Experiment().key() != before
+
+
+def test_the_key_of_the_story_world_changes_with_its_words_and_no_other_key_does(monkeypatch):
+    before = [pk.Experiment(text=text).key() for text in ("storyworld", "wikitext2")]
+    assert [pk.Experiment(text=text).key() for text in ("storyworld", "wikitext2")] == before
+    getsource = inspect.getsource
+
+    def reworded(module):
+        return getsource(module).replace("Mia", "Mio")
+
+    monkeypatch.setattr(gridding.inspect, "getsource", reworded)
+    gridding._language.cache_clear()
+    after = [pk.Experiment(text=text).key() for text in ("storyworld", "wikitext2")]
+    gridding._language.cache_clear()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+@pytest.mark.parametrize("module", ["grammar", "storyworld", "world"])
+def test_all_that_tells_the_stories_is_in_their_key(module):
+    assert module in [source.__name__.rpartition(".")[2] for source in gridding.LANGUAGE]
 
 
 def test_numbers_of_other_types_name_the_same_row():

@@ -77,19 +77,32 @@ def test_layers_that_no_data_reaches_are_named():
 
 
 def test_a_residual_network_comes_nearer_to_the_dense_one():
-    dense, images = made(CifarResNet)
-    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dense = made(CifarResNet)[0].float()
+    images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(dense)
     masks = pk.prune(model, "magnitude", sparsity=0.7)
     with torch.no_grad():
         before = (model(images) - dense(images)).norm()
         for solver in ("exact", "gradients"):
             again = copy.deepcopy(model)
-            options = {"solver": solver, "steps": 20, "batch": 8, "progress": False}
+            options = {"solver": solver, "steps": 15, "batch": 6, "progress": False}
             table = reconstruct(again, dense, masks, images, unit="matrix", **options)
             masks.check(again)
             assert (table["after"] <= table["before"]).all()
             assert (again(images) - dense(images)).norm() < 0.6 * before, solver
+
+
+@pytest.mark.filterwarnings("ignore:no calibration data reached:UserWarning")
+@pytest.mark.parametrize("trainable", ["full", "mask_lora"])
+def test_convolutions_can_be_trained_by_gradients(trainable):
+    dense, images = made(Small)
+    model = copy.deepcopy(dense)
+    masks = pk.prune(model, "magnitude", sparsity=0.5, allocation="uniform")
+    options = {"solver": "gradients", "trainable": trainable, "rank": 4, "steps": 40, "lr": 1e-2, "batch": 6}
+    table = reconstruct(model, dense, masks, images, unit="matrix", progress=False, **options).iloc[:3]
+    masks.check(model)
+    assert (table["after"] < table["before"]).all()
+    assert (table["after"] >= table["optimum"] * (1 - 1e-6)).all()
 
 
 def test_other_models_have_matrices_only():
@@ -129,13 +142,13 @@ def test_the_embedded_models_perplexity_comes_back(loaded, text, options, share)
 def test_a_real_models_perplexity_comes_back(real_data):
     dense, tokenizer = pk.load_model(real_data / "models" / "stories260K", device="cpu")
     file = real_data / "tinystories" / "stories_1000.jsonl"
-    stories = pk.load_text(file, tokenizer, length=256, windows={"train": 48, "test": 20})
+    stories = pk.load_text(file, tokenizer, length=256, windows={"train": 32, "test": 16})
     for criterion in ("magnitude", "sparsegpt"):
         model = copy.deepcopy(dense)
         options = {"calibration": stories.train} if criterion == "sparsegpt" else {}
         masks = pk.prune(model, criterion, sparsity=0.6, progress=False, **options)
         broken = pk.perplexity(model, stories.test)
-        for unit in ("matrix", "submodule"):
+        for unit in ("matrix", "submodule") if criterion == "magnitude" else ("matrix",):
             mended = copy.deepcopy(model)
             options = {"unit": unit, "steps": 20, "lr": 3e-3, "length": 128, "progress": False}
             reconstruct(mended, dense, masks, stories.train, **options)

@@ -83,6 +83,8 @@ def test_models_masks_and_data_must_fit(case, make_model):
         reconstruct(model, dense, masks, windows + 60, **QUIET)
     with pytest.raises(ValueError, match="calibration is a list; want a tensor"):
         reconstruct(model, dense, masks, [[1, 2, 3]], **QUIET)
+    with pytest.raises(ValueError, match="want token windows, which are whole numbers"):
+        reconstruct(model, dense, masks, windows.float(), **QUIET)
     attach(model, masks, "mask_lora", rank=2)
     with pytest.raises(ValueError, match=r"there are adapters on the model; merge\(model\) before"):
         reconstruct(model, dense, masks, windows, **QUIET)

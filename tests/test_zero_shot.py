@@ -81,6 +81,16 @@ def test_all_abilities_are_asked_by_one_name_and_small_batches_change_nothing(da
     assert small.accuracy[0] == found.accuracy[list(ABILITIES).index("recall")]
 
 
+def test_nothing_is_printed_even_where_there_is_no_repository(
+    tiny_opt, measure, tmp_path, monkeypatch, capfd
+):
+    # As git looks for one in the folders above.
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    measure(tiny_opt, tasks="recall")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("tasks", ["boolq", "recall,recal", ""])
 def test_an_unknown_task_is_refused_with_the_valid_ones(loaded, measure, tasks):
     with pytest.raises(ValueError, match=", ".join(ABILITIES)) as error:

@@ -154,7 +154,8 @@ def _by_threshold(groups: torch.Tensor, count: int) -> torch.Tensor:
 def _kth_lowest(groups: torch.Tensor, k: int) -> torch.Tensor:
     """The k-th lowest of each row, `[groups, 1]`."""
     if groups.device.type != "cpu":
-        return groups.kthvalue(k, dim=1, keepdim=True).values
+        # On a GPU kthvalue searches with one block of threads: a hundred times slower than the sort.
+        return groups.sort(dim=1).values[:, k - 1 : k]
     # NumPy partitions with vector instructions, ten times faster than kthvalue, but not the half precisions.
     exact = groups.float() if groups.dtype in (torch.bfloat16, torch.float16) else groups
     lowest = np.partition(exact.numpy(), k - 1, axis=1)[:, k - 1 : k]

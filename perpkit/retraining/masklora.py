@@ -86,7 +86,7 @@ def _forward(
     flat = x.reshape(-1, columns).to(dtype).contiguous()
     a, b = lora_a.to(weight.dtype), (scale * lora_b).to(weight.dtype)
     y = flat.new_empty(len(flat), rows)
-    buffer = _Buffer(weight, min(block, rows), columns, dtype)
+    buffer = _Buffer(weight, min(block, rows) * columns, dtype)
     with torch.autocast(x.device.type, enabled=False):
         for start in range(0, rows, block):
             some = slice(start, start + block)
@@ -122,28 +122,32 @@ def _backward(
     dtype = grad.dtype
     flat = x.reshape(-1, columns).to(dtype).contiguous()
     grad = grad.reshape(-1, rows).contiguous()
-    a, b = lora_a.to(dtype), (scale * lora_b).to(dtype)
-    sum_a, sum_b = lora_a.to(weight.dtype), (scale * lora_b).to(weight.dtype)
     wanted = ((x, for_x), (weight, for_weight), (lora_a, for_a), (lora_b, for_b))
     dx, dw, da, db = _empty_gradients(*wanted)
-    db.zero_()
-    # Columns, so that neither ∂x nor ∂A is a sum over the blocks, which 16 bits would round every time.
-    buffer = _Buffer(weight, rows, min(block, columns), dtype)
-    dx_flat = dx.view(-1, columns) if for_x else dx
+    buffer = _Buffer(weight, max(min(block, rows) * columns, min(block, columns) * rows), dtype)
     with torch.autocast(x.device.type, enabled=False):
-        for start in range(0, columns, block):
-            some = slice(start, start + block)
-            if for_weight or for_a or for_b:
-                outer = torch.mm(grad.t(), flat[:, some], out=buffer.product(rows, a[:, some].shape[1]))
+        if for_weight or for_a or for_b:
+            a, b = lora_a.to(dtype), (scale * lora_b).to(dtype)
+            sum_a = lora_a.new_zeros(da.shape, dtype=torch.promote_types(lora_a.dtype, torch.float32))
+            for start in range(0, rows, block):
+                some = slice(start, start + block)
+                outer = buffer.product(*weight[some].shape)
+                torch.mm(grad[:, some].t(), flat, out=outer)
                 if for_weight:
-                    dw[:, some] = outer
-                _prune(outer, mask[:, some])
+                    dw[some] = outer
+                _prune(outer, mask[some])
                 if for_a:
-                    da[:, some] = b.t() @ outer
+                    sum_a += b[some].t() @ outer
                 if for_b:
-                    db += scale * (outer @ a[:, some].t())
-            if for_x:
-                effective = buffer.effective(weight[:, some], mask[:, some], sum_a[:, some], sum_b)
+                    db[some] = scale * (outer @ a.t())
+            da.copy_(sum_a)
+        if for_x:
+            a, b = lora_a.to(weight.dtype), (scale * lora_b).to(weight.dtype)
+            dx_flat = dx.view(-1, columns)
+            # By columns, or ∂x would be a sum over the blocks, which 16 bits would round every time.
+            for start in range(0, columns, block):
+                some = slice(start, start + block)
+                effective = buffer.effective(weight[:, some], mask[:, some], a[:, some], b)
                 if dx.dtype == dtype:
                     torch.mm(grad, effective, out=dx_flat[:, some])
                 else:
@@ -180,13 +184,13 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 class _Buffer:
-    """The memory of one block `[rows, columns]`, laid out as the weight is, used again for every block."""
+    """The memory of one block of rows or columns, laid out as the weight is, used again for every block."""
 
-    def __init__(self, weight: Tensor, rows: int, columns: int, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, size: int, dtype: torch.dtype):
         # GPT-2 stores its weights transposed: a block in the other order would be read against the grain.
         self.transposed = weight.stride(0) < weight.stride(1)
-        self.sum = weight.new_empty(rows * columns)
-        self.cast = self.sum if dtype == weight.dtype else weight.new_empty(rows * columns, dtype=dtype)
+        self.sum = weight.new_empty(size)
+        self.cast = self.sum if dtype == weight.dtype else weight.new_empty(size, dtype=dtype)
 
     def product(self, rows: int, columns: int) -> Tensor:
         """An uninitialised block in the type of the products."""
@@ -221,4 +225,4 @@ def _prune(block: Tensor, mask: Tensor) -> None:
     for start in range(0, len(block), height):
         some = slice(start, start + height)
         keep = widened[: len(bits[some])].copy_(kept[some]).neg_()
-        bits[some] &= keep
+        bits[some].bitwise_and_(keep)  # `&=` would also copy the slice onto itself

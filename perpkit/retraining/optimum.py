@@ -230,9 +230,9 @@ def conjugate_gradients(
         left -= gains[-1]
         done = sum(gains) <= torch.maximum(tol * left, least)
         done = done & (len(gains) == LOOK_BACK) | (curvature <= 0)
-        if done.all():
+        if (finished := int(done.sum())) == len(done):
             break
-        if 4 * int(done.sum()) > len(done):
+        if 4 * finished > len(done):
             # Finished rows leave once they are many: until then copying costs more than carrying them on.
             result[rows[done]] = step[done]
             stay = ~done

@@ -173,6 +173,10 @@ def _checked(model: nn.Module, calibration: torch.Tensor, length: int, batch: in
         shape = tuple(calibration.shape)
         raise ValueError(f"calibration has the shape {shape}; want at least one row, [n, …]")
     if is_language_model(model):
+        if calibration.is_floating_point():
+            raise ValueError(
+                f"calibration is {calibration.dtype}; want token windows, which are whole numbers"
+            )
         calibration = calibration[:, :length]
         check_windows(model, calibration)  # type: ignore[arg-type]
     return calibration
