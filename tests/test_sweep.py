@@ -208,7 +208,16 @@ def test_weights_that_change_on_disk_are_loaded_again(tmp_path, store):
     tokenizer.save_pretrained(folder)
     grid = pk.Grid(model=str(folder), sparsity=0.0, length=16)
     before = pk.sweep(grid, store=store, progress=False)
-    pk.prune(model, "magnitude", sparsity=0.7)
+    with torch.no_grad():
+        model.model.decoder.layers[0].fc1.weight.neg_()
     model.save_pretrained(folder)
     after = pk.sweep(grid, store=store, progress=False)
     assert after.perplexity[0] > 2 * before.perplexity[0]
+
+
+def test_calibrated_criteria_see_the_calibration_text(store):
+    results = pk.sweep(
+        pk.Grid(criterion=["magnitude", "wanda", "sparsegpt"], sparsity=0.5), store=store, progress=False
+    )
+    reached = results.set_index("criterion")["perplexity"]
+    assert reached["sparsegpt"] < reached["wanda"] < reached["magnitude"]

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..evaluation.perplexity import perplexity
-from ..pruning.prune import prune
+from ..pruning.prune import CALIBRATED, prune
 from ..retraining.retrain import retrain
 from ..retraining.subsets import trainable_share, untie_head
 from ..sources.models import load_model
@@ -174,7 +174,16 @@ def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> 
     dense_perplexity, text = dense.measure(cancelled), dense.text
     model = copy.deepcopy(dense.model)
     started = time.perf_counter()
-    masks = prune(model, experiment.criterion, sparsity=experiment.sparsity, seed=experiment.seed)
+    masks = prune(
+        model,
+        experiment.criterion,
+        sparsity=experiment.sparsity,
+        calibration=text.calibration if experiment.criterion in CALIBRATED else None,
+        seed=experiment.seed,
+        progress=False,
+        cancelled=cancelled,
+    )
+    _check(cancelled)
     share = 0.0
     if experiment.retrain != "none":
         if "head" in experiment.retrain:
