@@ -10,8 +10,14 @@ from .interactive.plots import save_figure as save_figure
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
 from .pruning.storage import storage as storage
+from .retraining.adapter_files import load_adapters as load_adapters
+from .retraining.adapter_files import save_adapters as save_adapters
 from .retraining.adapters import attach as attach
 from .retraining.adapters import merge as merge
+from .retraining.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+from .retraining.freezing import gradual_plan as gradual_plan
+from .retraining.iterative import imp as imp
+from .retraining.peft_import import import_peft as import_peft
 from .retraining.reconstruct import reconstruct as reconstruct
 from .retraining.retrain import retrain as retrain
 from .retraining.subsets import subset_parameters as subset_parameters

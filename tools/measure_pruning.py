@@ -3,7 +3,8 @@
     python tools/measure_pruning.py FOLDER
 
 FOLDER holds models/stories260K (a Llama trained on TinyStories) and tinystories/stories_1000.jsonl. Each
-criterion prunes to 30, 50, 60 and 70 %, to 2:4 and to 4:8, calibrated on stories that are used for nothing
+criterion prunes to 30, 50, 60 and 70 %, to 2:4 and to 4:8 (stories260K has a width of 172, which 8 does not
+divide: no 4:8), calibrated on stories that are used for nothing
 else; perplexity is measured on stories held apart from those. Random pruning: the mean of three seeds. The
 rows go to data/results/pruning_criteria.csv.
 """
@@ -61,6 +62,8 @@ def main() -> None:
         rows.append({**protocol, "criterion": "dense", "target": "0%", "perplexity": reached})
         for criterion in CRITERIA:
             for target in TARGETS:
+                if real and target.get("pattern") == "4:8":
+                    continue
                 label = target.get("pattern") or f"{target['sparsity']:.0%}"
                 row = measured(dense, text, criterion, target)
                 rows.append({**protocol, "criterion": criterion, "target": label, **row})

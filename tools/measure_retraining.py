@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/results/retraining_methods.csv"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for name in ("tiny-opt", "stories260K"):
@@ -145,11 +146,11 @@ def main() -> None:
             ]
             for future in futures:
                 rows.append(future.result())
+                # Kept as they come: what was measured before somebody stops it is not lost.
+                pd.DataFrame(rows).to_csv(options.out, index=False, float_format="%.5g")
                 row = rows[-1]
                 print(f"{name} {row['method']} {row['sparsity']:.0%} {row['perplexity']:.3f}", flush=True)
     table = pd.DataFrame(rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out, index=False, float_format="%.5g")
     cells = table.groupby(["model", "method", "sparsity"], sort=False)["perplexity"].agg(["mean", "std"])
     print(cells["mean"].unstack("sparsity").round(2).to_string())
 

@@ -1,6 +1,5 @@
 """The weights that a retraining moves: float32 masters, masks that hold, and the last good state."""
 
-
 import torch
 from torch import nn
 
