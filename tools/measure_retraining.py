@@ -6,7 +6,7 @@ FOLDER holds models/stories260K (a Llama trained on TinyStories, without biases)
 tinystories/stories_1000.jsonl. Magnitude pruning to 30 … 70 %, then each method: 100 steps of 8 windows, or
 reconstruction on the calibration windows. Each method's rate is the one that reaches the lowest perplexity
 on the calibration windows at 60 % with seed 0; perplexity is measured on test windows used for nothing else.
-The rows go to data/results/retraining_methods.csv.
+The rows go to data/results/retraining_methods.csv; those that the file holds already are not measured again.
 """
 
 import argparse
@@ -130,19 +130,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
+    rows: list[dict] = pd.read_csv(options.out).to_dict("records") if options.out.exists() else []
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for name in ("tiny-opt", "stories260K"):
             dense, text = loaded(name, options.folder)
-            rows.append({"model": name, "method": "dense", "perplexity": pk.perplexity(dense, text.test)})
-            print(f"{name}: {text.protocol}, dense {rows[-1]['perplexity']:.3f}", flush=True)
+            held = {
+                (row["method"], row["sparsity"], row["seed"]): row["lr"]
+                for row in rows
+                if row["model"] == name
+            }
+            known = {method: lr for (method, *_), lr in held.items()}
+            if "dense" not in known:
+                rows.append({"model": name, "method": "dense", "perplexity": pk.perplexity(dense, text.test)})
+            print(f"{name}: {text.protocol}", flush=True)
             methods = [m for m in METHODS if name == "tiny-opt" or "biases" not in m]
-            found = rates(pool, name, options.folder, methods)
+            found = known | rates(pool, name, options.folder, [m for m in methods if m not in known])
             futures = [
-                pool.submit(measured, name, options.folder, method, sparsity, seed, lr)
-                for method, lr in found.items()
+                pool.submit(measured, name, options.folder, method, sparsity, seed, found[method])
+                for method in methods
                 for sparsity in SPARSITIES
-                for seed in (SEEDS if lr else SEEDS[:1])
+                for seed in (SEEDS if found[method] else SEEDS[:1])
+                if (method, sparsity, seed) not in held
             ]
             for future in futures:
                 rows.append(future.result())
