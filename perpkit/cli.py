@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, InvalidStateError, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -65,12 +65,22 @@ def _workers() -> Iterator[Executor | None]:
     try:
         yield executor
     except BaseException:
+        threading.excepthook = _unless_already_cancelled
         # A worker that is loading torch does not listen yet, and shutdown() would wait for it.
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     finally:
         executor.shutdown()
+
+
+def _unless_already_cancelled(failed: threading.ExceptHookArgs) -> None:
+    """Report what went wrong in a thread, but not what the executor's own stumbles over.
+
+    When its workers are ended, Python up to 3.12 gives the error to cancelled rows too, which refuse it.
+    """
+    if not isinstance(failed.exc_value, InvalidStateError):
+        threading.__excepthook__(failed)
 
 
 @contextmanager

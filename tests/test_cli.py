@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -114,3 +115,13 @@ def test_ctrl_c_says_that_the_rows_are_kept(tmp_path, monkeypatch):
     found = perpkit("demo", "--out", tmp_path)
     assert found.exit_code == 130
     assert "finished rows are kept" in found.output
+
+
+def test_only_the_executors_stumble_over_cancelled_rows_is_not_reported(capsys):
+    from concurrent.futures import InvalidStateError
+
+    for error in (InvalidStateError("CANCELLED"), RuntimeError("a real one")):
+        cli._unless_already_cancelled(threading.ExceptHookArgs((type(error), error, None, None)))
+    said = capsys.readouterr().err
+    assert "a real one" in said
+    assert "CANCELLED" not in said

@@ -113,7 +113,7 @@ def test_ctrl_c_twice_ends_with_one_message_and_no_process_left(start, begun):
     code, said = demo.end()
     assert code == 130
     assert said.rstrip().splitlines()[-1] == MESSAGE
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     assert len(demo.rows()) == 2 * begun
     demo_gone(demo)
     assert [file.name for file in demo.out.glob("*stop*")] == []
