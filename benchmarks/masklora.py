@@ -10,8 +10,6 @@ import multiprocessing
 import platform
 import re
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,6 +17,8 @@ from pathlib import Path
 
 import torch
 from _bars import Bars
+from _memory import peak_bytes
+from _timing import medians
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,26 +112,6 @@ def contenders(layer: Layer) -> dict[str, Callable[[], None]]:
     return named | ({"PEFT's LoRA (dense when merged)": peft} if peft else {})
 
 
-def medians(works: dict[str, Callable[[], None]], device: str, turns: int) -> dict[str, float]:
-    """Seconds of each work, the median over turns in which each runs once."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(turns + 1):
-        for name, work in works.items():
-            synchronize(device)
-            started = clock()
-            work()
-            synchronize(device)
-            if turn:
-                times[name].append(clock() - started)
-    return {name: statistics.median(measured) for name, measured in times.items()}
-
-
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
 def peak_rise(name: str, dtype: torch.dtype, device: str) -> int:
     """Bytes by which the peak rises over what the layer, its input and its gradient take."""
     torch.set_num_threads(1)
@@ -142,12 +122,7 @@ def peak_rise(name: str, dtype: torch.dtype, device: str) -> int:
         before = _highest()
         work()
         return _highest() - before
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - held
+    return peak_bytes(work, device)
 
 
 def _highest() -> int:

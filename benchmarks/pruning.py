@@ -8,8 +8,6 @@ compared with, and the ratios are those of the medians. The references prune exa
 
 import argparse
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import transformers
 from _bars import Bars
 from _memory import peak_bytes
+from _timing import medians
 
 from perpkit.pruning.prune import prune
 from perpkit.pruning.selection import select
@@ -28,22 +27,9 @@ REPEATS = 5
 
 
 def both(ours: Callable[[], object], reference: Callable[[], object], device: str) -> tuple[float, float]:
-    """How often each runs in a second: medians of some runs in turn, after one to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in range(REPEATS + 1):
-        for work, taken in zip((ours, reference), times, strict=True):
-            _wait(device)
-            started = time.perf_counter()
-            work()
-            _wait(device)
-            if run:
-                taken.append(time.perf_counter() - started)
-    return 1 / statistics.median(times[0]), 1 / statistics.median(times[1])
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """How often each runs in a second."""
+    taken = medians({"ours": ours, "reference": reference}, device, REPEATS)
+    return 1 / taken["ours"], 1 / taken["reference"]
 
 
 # --- references -------------------------------------------------------------------------------------

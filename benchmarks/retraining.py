@@ -4,14 +4,13 @@ One thread on a CPU; on a GPU when there is one. Times are medians of interleave
 """
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import transformers
 from _bars import Bars
 from _memory import peak_bytes
+from _timing import medians
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,24 +20,6 @@ from perpkit.retraining.subsets import subset_parameters
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HIDDEN, VOCABULARY, ROWS = 768, 50272, 2048
-
-
-def medians(*work: Callable[[], object], repeats: int) -> list[float]:
-    """The median seconds of each piece of work, all in turn, the first turn to warm up."""
-    times: list[list[float]] = [[] for _ in work]
-    for _ in range(repeats + 1):
-        for taken, piece in zip(times, work, strict=True):
-            wait()
-            started = time.perf_counter()
-            piece()
-            wait()
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken[1:]) for taken in times]
-
-
-def wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def saved_bytes(work: Callable[[], object], parameters: list[nn.Parameter]) -> int:
@@ -98,7 +79,8 @@ def block(bars: Bars) -> None:
     model.to(DEVICE)
     subsets = (None, "biases", "norms", "biases+norms", "full")
     blocks = [Block(model, subset) for subset in subsets]
-    floor, *some, full = medians(*(one.both for one in blocks), repeats=21)
+    works = {str(subset): one.both for subset, one in zip(subsets, blocks, strict=True)}
+    floor, *some, full = medians(works, DEVICE, turns=21).values()
     whole = blocks[-1].saved()
     bars.at_most("full fine-tuning against the floor (no bar)", full, floor, float("inf"), "s")
     for subset, one, taken in zip(subsets[1:], blocks[1:], some, strict=False):
@@ -128,7 +110,7 @@ def loss(bars: Bars) -> None:
         name = f"loss of {ROWS} x {VOCABULARY}, head {'trained' if trained else 'frozen'}"
         measured, reference = (peak_bytes(work, DEVICE) / 2**20 for work in (chunked, whole))
         bars.at_most(f"{name}, peak memory", measured, reference, 0.2, "M")
-        measured, reference = medians(chunked, whole, repeats=7)
+        measured, reference = medians({"chunked": chunked, "whole": whole}, DEVICE, turns=7).values()
         bars.at_most(f"{name}, time", measured, reference, 1.15, "s")
 
 

@@ -5,11 +5,11 @@ import copy
 import pandas as pd
 import pytest
 import torch
+from retrain_parts import same, snapshot, train
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
 from perpkit.retraining.loss import next_token_loss
-from perpkit.retraining.retrain import retrain
 from perpkit.retraining.schedules import llr
 from perpkit.retraining.subsets import subset_parameters, untie_head
 
@@ -19,20 +19,6 @@ def pruned(make_model):
     """A small OPT at 60 % sparsity and its masks."""
     model = make_model("opt")
     return model, prune(model, "magnitude", sparsity=0.6)
-
-
-def train(model, windows, masks, subset="biases", **changes):
-    options = {"steps": 4, "lr": 1e-2, "batch": 3, "progress": False, **changes}
-    return retrain(model, windows, masks=masks, subset=subset, **options)
-
-
-def snapshot(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(model, before):
-    now = model.state_dict()
-    return list(now) == list(before) and all(torch.equal(now[name], before[name]) for name in now)
 
 
 # --- the mathematics --------------------------------------------------------------------------------

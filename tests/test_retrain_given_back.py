@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from retrain_parts import same, snapshot, train
 
 from perpkit.pruning.prune import prune
-from perpkit.retraining.retrain import retrain
 
 
 @pytest.fixture
@@ -14,20 +14,6 @@ def pruned(make_model):
     """A small OPT at 60 % sparsity and its masks."""
     model = make_model("opt")
     return model, prune(model, "magnitude", sparsity=0.6)
-
-
-def train(model, windows, masks, subset="biases", **changes):
-    options = {"steps": 4, "lr": 1e-2, "batch": 3, "progress": False, **changes}
-    return retrain(model, windows, masks=masks, subset=subset, **options)
-
-
-def snapshot(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(model, before):
-    now = model.state_dict()
-    return list(now) == list(before) and all(torch.equal(now[name], before[name]) for name in now)
 
 
 # --- the model is given back as it came ---------------------------------------------------------------
