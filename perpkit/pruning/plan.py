@@ -69,7 +69,7 @@ def planned(
         return _owl(model, sizes, sparsity, calibration, batch, offload)
     raise ValueError(
         f"unknown allocation {allocation!r}; the allocations are {', '.join(allocations.ALLOCATIONS)}, or "
-        "give a mapping from layer to sparsity"
+        "a mapping from layer to sparsity, {'….fc1.weight': 0.5}"
     )
 
 

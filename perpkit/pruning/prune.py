@@ -50,7 +50,7 @@ def prune(
     sparsity: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     group: str | None = None,
-    allocation: str | None = None,
+    allocation: str | Mapping[str, float] | None = None,
     calibration: torch.Tensor | None = None,
     masks: Masks | None = None,
     seed: int = 0,
@@ -75,12 +75,12 @@ def prune(
     together, `"global"`. Unless told, magnitude and random compare by layer in language models and globally
     in others, SparseGPT by layer inside each block of columns, the rest by row. `pattern="2:4"` keeps 2 of
     every 4 consecutive weights along the inputs. `allocation` spreads the sparsity over the layers:
-    `"uniform"`, `"uniform+"`, `"global"`, `"erk"`, `"lamp"` or `"owl"`; a mapping from layer to sparsity
-    says it outright (layers that it does not name stay as they are).
+    `"uniform"`, `"uniform+"`, `"global"`, `"erk"`, `"lamp"` or `"owl"`; a mapping from layer to sparsity, as
+    the one or the other, says it outright (layers that it does not name stay as they are).
 
     `masks` are those of an earlier pruning: what they prune stays pruned, so pruning again to a higher
-    sparsity is iterative. Without them, a layer in which more than one weight in a hundred is zero counts as
-    pruned before and keeps its zeros.
+    sparsity is iterative; a row or N:M group that has lost more than its share already keeps all its zeros.
+    Without them, a layer in which more than one weight in a hundred is zero counts as pruned before.
 
     `on_layer(Pruned(...))` is called after every matrix. When `cancelled()`, asked before each, says True,
     the masks of what is pruned so far are returned and the rest is untouched; Ctrl-C does the same and leaves
@@ -88,8 +88,9 @@ def prune(
 
     Raises ValueError, leaving the model as it was, for an unknown name or parameter, a sparsity outside
     [0, 1] or below what is pruned already, a pattern that does not divide a layer's width, calibration that
-    is missing, empty or of another vocabulary, a NaN or infinite activation, and a model without values
-    (meta device). Warns when an expert or layer saw no calibration data and is pruned by magnitude.
+    is missing, empty or of another vocabulary, a NaN or infinite activation, a model with adapters on it, and
+    one without values (meta device). Warns when an expert or layer saw no calibration data and is pruned by
+    magnitude.
 
     >>> import perpkit as pk
     >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
@@ -99,6 +100,12 @@ def prune(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device: its weights have no values; load it first")
+    if any("lora_" in name.rpartition(".")[2] for name, _ in model.named_parameters()):
+        raise ValueError("there are adapters on the model; merge(model) before it is pruned")
+    if isinstance(allocation, Mapping):
+        if sparsity is not None:
+            raise ValueError("the allocation names each layer's sparsity; leave sparsity= out")
+        sparsity, allocation = allocation, None
     language = is_language_model(model)
     matrices = prunable_matrices(model)
     nm = parse_pattern(pattern) if pattern is not None else None

@@ -79,7 +79,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     >>> parse_pattern("2:4")
     (2, 4)
     """
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if not found:
         raise ValueError(f"the pattern is {pattern!r}; write N:M to keep N of every M weights, such as '2:4'")
     return checked_pattern((int(found[1]), int(found[2])))
