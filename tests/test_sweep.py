@@ -139,7 +139,7 @@ def test_a_row_holds_the_inputs_and_what_was_measured(real):
 def test_whoever_changes_the_columns_of_a_row_raises_the_result_format(real):
     columns = "model text criterion sparsity retrain steps lr batch length seed".split()
     measured = "perplexity dense_perplexity floor trainable_share seconds protocol".split()
-    assert (RESULT_FORMAT, list(real.columns)) == (1, columns + measured)
+    assert (RESULT_FORMAT, list(real.columns)) == (2, columns + measured)
 
 
 def test_a_row_is_what_the_calls_of_a_notebook_give(real):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from .selection import kth_lowest
+
 ALLOCATIONS = ("uniform", "uniform+", "global", "erk", "lamp", "owl")
 
 
@@ -72,7 +74,7 @@ def from_scores(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str
     pruned = round(sparsity * flat.numel())
     if pruned == 0:
         return dict.fromkeys(scores, 0.0)
-    threshold = flat.kthvalue(pruned).values
+    threshold = kth_lowest(flat[None], pruned)[0, 0]
     # Ties at the threshold are pruned from the front, as selection does it inside a layer.
     left = pruned - int((flat < threshold).sum())
     found = {}

@@ -56,8 +56,13 @@ def is_language_model(model: nn.Module) -> bool:
     >>> is_language_model(nn.Linear(2, 2))
     False
     """
+    return getattr(_text_config(model), "vocab_size", None) is not None
+
+
+def _text_config(model: nn.Module):
+    """The configuration of a transformers model's text part; None for other models."""
     config = getattr(model, "config", None)
-    return getattr(config.get_text_config(), "vocab_size", None) is not None if config else False
+    return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else None
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -71,8 +76,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     >>> name, len(blocks)
     ('model.decoder.layers', 3)
     """
-    config = getattr(model, "config", None)
-    depth = getattr(config.get_text_config(), "num_hidden_layers", None) if config else None
+    depth = getattr(_text_config(model), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
@@ -95,7 +99,7 @@ def prunable_matrices(model: nn.Module) -> dict[str, Matrix]:
     Of a language model these are the linear maps inside the decoder blocks, each expert of a fused mixture
     one matrix; embeddings, head and the routers of mixtures are not prunable (PERP and Wanda prune exactly
     these). Of any other model they are the weights of all linear layers and convolutions (section 1 of the
-    methods: everything but biases and normalisations).
+    methods: everything but biases and normalisations), transposed ones aside.
 
     Raises ValueError when there are none, and for a parameter of a decoder block that holds several matrices
     in a way that is not known.

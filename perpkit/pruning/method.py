@@ -87,7 +87,7 @@ class Method:
         weight = matrix.view(matrix.weight())
         if self.criterion == "random":
             # Each matrix has noise of its own, whichever others are scored, and how often.
-            noise = torch.Generator().manual_seed(self.seed + 1_000_003 * self.order[matrix.name])
+            noise = torch.Generator().manual_seed((self.seed + 1_000_003 * self.order[matrix.name]) % 2**63)
             scores = criteria.random(weight, noise)
         elif self.criterion == "magnitude" or inputs is None or not inputs.tokens:
             scores = criteria.magnitude(weight)
@@ -105,6 +105,10 @@ class Method:
         Raises ValueError for weights or scores that are NaN.
         """
         weight = matrix.view(matrix.weight())
+        if sparsity == 0:
+            # Also of SparseGPT, which would otherwise clear the columns of dead inputs.
+            mask = torch.ones_like(weight, dtype=torch.bool) if kept is None else kept
+            return torch.where(mask, weight, 0), mask
         unseen = inputs is not None and not inputs.tokens
         if unseen:
             warnings.warn(

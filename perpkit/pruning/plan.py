@@ -18,6 +18,10 @@ from .layers import Matrix, block_name
 Score = Callable[[Matrix, Inputs | None], torch.Tensor]
 
 
+class Stopped(Exception):
+    """Somebody has cancelled while the model was looked at; nothing is pruned."""
+
+
 def planned(
     model: nn.Module,
     matrices: Mapping[str, Matrix],
@@ -30,6 +34,7 @@ def planned(
     calibrated: bool,
     batch: int,
     offload: bool,
+    cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """The sparsity of every matrix.
 
@@ -37,7 +42,8 @@ def planned(
     then compared, with the inputs of one pass over the calibration data where the criterion is calibrated.
 
     Raises ValueError for a sparsity that is missing, outside [0, 1] or at odds with the pattern, a pattern
-    that does not divide a matrix's width, an unknown allocation or layer, and OWL without calibration.
+    that does not divide a matrix's width, an unknown allocation or layer, and OWL without calibration; and
+    Stopped when `cancelled()` says so between two parts of the model.
     """
     if pattern is not None:
         return _by_pattern(matrices, sparsity, pattern, allocation)
@@ -61,12 +67,12 @@ def planned(
     if allocation == "global":
         if not calibrated:
             return allocations.from_scores({n: scores(m, None) for n, m in matrices.items()}, sparsity)
-        found = _looked_at(model, calibration, batch, offload, scores)
+        found = _looked_at(model, calibration, batch, offload, scores, cancelled)
         return allocations.from_scores({name: found[name] for name in matrices}, sparsity)
     if allocation == "owl":
         if calibration is None:
             raise ValueError("owl looks at the activations' outliers: give calibration= token windows")
-        return _owl(model, sizes, sparsity, calibration, batch, offload)
+        return _owl(model, sizes, sparsity, calibration, batch, offload, cancelled)
     raise ValueError(
         f"unknown allocation {allocation!r}; the allocations are {', '.join(allocations.ALLOCATIONS)}, or "
         "a mapping from layer to sparsity, {'….fc1.weight': 0.5}"
@@ -102,7 +108,7 @@ def _by_name(matrices, sparsity: Mapping[str, float], allocation: str) -> dict[s
         raise ValueError(f"sparsity names its layers; allocation={allocation!r} does not go with it")
     for name, value in sparsity.items():
         if name not in matrices:
-            near = get_close_matches(name, matrices, n=1, cutoff=0)
+            near = get_close_matches(str(name), matrices, n=1, cutoff=0)
             raise ValueError(f"there is no prunable layer {name!r}; did you mean {near[0]!r}?")
         _check(value, name)
     return {name: sparsity.get(name, 0.0) for name in matrices}
@@ -118,12 +124,16 @@ def _ends(matrices: Mapping[str, Matrix]) -> tuple[str | None, str | None]:
     return convolutions[0], last if isinstance(matrices[last].module, nn.Linear) else None
 
 
-def _looked_at(model, calibration, batch: int, offload: bool, look: Score) -> dict[str, torch.Tensor]:
+def _looked_at(
+    model, calibration, batch: int, offload: bool, look: Score, cancelled
+) -> dict[str, torch.Tensor]:
     """What is seen of every matrix and its inputs in the model as it is."""
     found = {}
     home = next(model.parameters()).device
     with closing(stream(model, calibration, batch=batch, offload=offload)) as parts:
         for part in parts:
+            if cancelled is not None and cancelled():
+                raise Stopped
             with recorded(part.matrices, gram=False) as inputs:
                 part.run()
             found.update(
@@ -132,7 +142,7 @@ def _looked_at(model, calibration, batch: int, offload: bool, look: Score) -> di
     return found
 
 
-def _owl(model, sizes, sparsity, calibration, batch, offload) -> dict[str, float]:
+def _owl(model, sizes, sparsity, calibration, batch, offload, cancelled) -> dict[str, float]:
     def outliers(matrix: Matrix, inputs: Inputs | None) -> torch.Tensor:
         weight = matrix.view(matrix.weight())
         if inputs is None or not inputs.tokens:
@@ -140,7 +150,7 @@ def _owl(model, sizes, sparsity, calibration, batch, offload) -> dict[str, float
         scores = wanda(weight, inputs.norms(len(weight)))
         return torch.tensor([allocations.outlier_ratio([scores]), 1.0])
 
-    seen = _looked_at(model, calibration, batch, offload, outliers)
+    seen = _looked_at(model, calibration, batch, offload, outliers, cancelled)
     blocks: dict[str, list[str]] = {}
     for name in sizes:
         blocks.setdefault(block_name(name), []).append(name)

@@ -9,20 +9,17 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..sources.text import Text, check_windows
 from .calibration import stream
+from .checks import check_not_below, check_weights, checked_calibration, kept_before
 from .inputs import Inputs, recorded
 from .layers import Matrix, block_name, is_language_model, prunable_matrices
 from .masks import Masks
 from .method import CALIBRATED, CRITERIA, NEEDS_GRAM, Method, output_error
-from .plan import planned
+from .plan import Stopped, planned
 from .selection import parse_pattern
 from .undo import Undo
 
 __all__ = ["CALIBRATED", "CRITERIA", "Pruned", "prune"]
-
-# A layer with a larger share of zeros was pruned before; fewer are what 16 bits round to zero.
-FEW_ZEROS = 0.01
 
 
 @dataclass(frozen=True)
@@ -114,27 +111,34 @@ def prune(
         allocation = "global"
     method = Method.checked(criterion, group, allocation, nm, seed, list(matrices), parameters)
     if calibration is not None or criterion in CALIBRATED:
-        calibration = _checked(model, criterion, calibration, length, batch)
-    _check_weights(matrices)
-    kept = {name: _kept_before(matrix, masks) for name, matrix in matrices.items()}
+        calibration = checked_calibration(model, criterion, calibration, length, batch)
+    check_weights(matrices)
+    kept = {name: kept_before(matrix, masks) for name, matrix in matrices.items()}
     if masks is not None:
         masks.check(model)
-    sparsities = planned(
-        model,
-        matrices,
-        sparsity=sparsity,
-        pattern=nm,
-        allocation=method.allocation,
-        scores=lambda matrix, inputs: method.scores(matrix, inputs, kept[matrix.name]),
-        calibration=calibration,
-        calibrated=criterion in CALIBRATED,
-        batch=batch,
-        offload=offload,
-    )
+    try:
+        sparsities = planned(
+            model,
+            matrices,
+            sparsity=sparsity,
+            pattern=nm,
+            allocation=method.allocation,
+            scores=lambda matrix, inputs: method.scores(matrix, inputs, kept[matrix.name]),
+            calibration=calibration,
+            calibrated=criterion in CALIBRATED,
+            batch=batch,
+            offload=offload,
+            cancelled=cancelled,
+        )
+    except Stopped:
+        return Masks(masks or {})
+    except KeyboardInterrupt as stopped:
+        stopped.masks = Masks(masks or {})  # type: ignore[attr-defined]
+        raise
     for name, matrix in matrices.items():
         # A layer that a mapping does not name stays as it is.
         if not isinstance(sparsity, Mapping) or name in sparsity:
-            _check_not_below(matrix, kept[name], sparsities[name])
+            check_not_below(matrix, kept[name], sparsities[name])
 
     work = _Work(model, method, matrices, kept, sparsities, masks, on_layer, cancelled)
     if criterion not in CALIBRATED:
@@ -143,56 +147,6 @@ def prune(
         assert calibration is not None
         work.streamed(calibration, batch, offload, progress)
     return Masks(work.masks)
-
-
-def _checked(model, criterion: str, calibration, length: int, batch: int) -> torch.Tensor:
-    if calibration is None:
-        raise ValueError(f"{criterion} looks at activations: give calibration=, such as text.calibration")
-    if length < 2 or batch < 1:
-        raise ValueError(f"length={length}, batch={batch}: want length >= 2 and batch >= 1")
-    language = is_language_model(model)
-    if isinstance(calibration, torch.Tensor):
-        if calibration.ndim < 2 or not len(calibration):
-            want = "token windows, [n, length]" if language else "at least one input, [n, …]"
-            raise ValueError(f"calibration has the shape {tuple(calibration.shape)}; want {want}")
-        if language and calibration.is_floating_point():
-            raise ValueError(
-                f"calibration is {calibration.dtype}; want token windows, which are whole numbers"
-            )
-    elif not language or not isinstance(calibration, Text):
-        kind = type(calibration).__name__
-        raise ValueError(f"calibration is a {kind}; want a tensor, such as text.calibration")
-    if language:
-        calibration = calibration[:, :length] if isinstance(calibration, torch.Tensor) else calibration
-        check_windows(model, calibration)
-    return calibration
-
-
-def _check_weights(matrices: Mapping[str, Matrix]) -> None:
-    for name, matrix in matrices.items():
-        if matrix.view(matrix.weight()).isnan().any():
-            raise ValueError(f"cannot prune {name!r}: some of its weights are NaN, so the model is broken")
-
-
-def _kept_before(matrix: Matrix, masks: Masks | None) -> torch.Tensor | None:
-    """What an earlier pruning has kept of a matrix; None where it has pruned nothing."""
-    weight = matrix.view(matrix.weight())
-    if masks is not None:
-        before = masks.get(matrix.parameter)
-        if before is None or before.shape != matrix.weight().shape:
-            return None
-        kept = matrix.view(before.to(weight.device))
-        return None if kept.all() else kept
-    zeros = weight == 0
-    return ~zeros if zeros.sum() > FEW_ZEROS * zeros.numel() else None
-
-
-def _check_not_below(matrix: Matrix, kept: torch.Tensor | None, sparsity: float) -> None:
-    if kept is not None and (lost := kept.numel() - int(kept.sum())) > round(sparsity * kept.numel()):
-        raise ValueError(
-            f"{matrix.name!r} is pruned already: {lost / kept.numel():.2%} of its weights are zero, and a "
-            f"sparsity of {sparsity:.2%} would bring some back. Prune to more, or start from the dense model"
-        )
 
 
 class _Work:
@@ -208,8 +162,8 @@ class _Work:
 
     def at_once(self, progress: bool) -> None:
         """Prune every matrix by what it is alone."""
-        # The weights are known not to be NaN: only the caller's own function can fail on the way.
-        undone = self.matrices.values() if self.on_layer is not None else ()
+        # The weights are known not to be NaN: only the caller's own functions can fail on the way.
+        undone = self.matrices.values() if self.on_layer or self.cancelled else ()
         with self._bar(progress) as bar, self._consistent(undone) as undo:
             for matrix in self.matrices.values():
                 if self._stopped():

@@ -136,7 +136,7 @@ def _by_rank(columns: torch.Tensor, count: int) -> torch.Tensor:
 
 def _by_threshold(groups: torch.Tensor, count: int) -> torch.Tensor:
     size = groups.shape[1]
-    threshold = _kth_lowest(groups, size - count)
+    threshold = kth_lowest(groups, size - count)
     mask = groups > threshold
     if torch.count_nonzero(mask) == count * len(groups):
         return mask
@@ -151,7 +151,7 @@ def _by_threshold(groups: torch.Tensor, count: int) -> torch.Tensor:
     return mask
 
 
-def _kth_lowest(groups: torch.Tensor, k: int) -> torch.Tensor:
+def kth_lowest(groups: torch.Tensor, k: int) -> torch.Tensor:
     """The k-th lowest of each row, `[groups, 1]`."""
     if groups.device.type != "cpu":
         # On a GPU kthvalue searches with one block of threads: a hundred times slower than the sort.

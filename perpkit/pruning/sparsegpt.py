@@ -1,7 +1,7 @@
 """SparseGPT: prune column by column and let the weights still to come make up for the error."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -89,10 +89,13 @@ def _prune_block(columns, factor, held, unit: int, choose: Callable) -> torch.Te
     errors, gains = torch.empty_like(columns), torch.empty_like(columns)
     each = list(zip(columns.unbind(), gains.unbind(), errors.unbind(), strict=True))
 
-    def eliminate(start: int, stop: int) -> None:
+    for start, middle, stop in _halves(0, len(columns), unit):
+        if middle is not None:
+            columns[middle:stop].addmm_(factor[start:middle, middle:stop].t(), errors[start:middle], alpha=-1)
+            continue
         # All errors from the left have arrived in these columns.
+        here = slice(start, stop)
         if stop - start == unit:
-            here = slice(start, stop)
             scores = (columns[here] / diagonal[here]).square_()
             if held is not None:
                 scores.masked_fill_(~held[here], -torch.inf)
@@ -101,16 +104,26 @@ def _prune_block(columns, factor, held, unit: int, choose: Callable) -> torch.Te
         if stop - start == 1:
             column, gain, error = each[start]
             torch.mul(column, gain, out=error)
-            return
-        units = unit if stop - start > unit else 1
-        middle = start + (stop - start) // units // 2 * units
-        eliminate(start, middle)
-        columns[middle:stop].addmm_(factor[start:middle, middle:stop].t(), errors[start:middle], alpha=-1)
-        eliminate(middle, stop)
-
-    eliminate(0, len(columns))
     columns *= mask
     return mask
+
+
+def _halves(start: int, stop: int, unit: int) -> Iterator[tuple[int, int | None, int]]:
+    """The order of the work on columns `start` to `stop`: left half, its errors into the right, right half.
+
+    Yields `(start, None, stop)` for a mask of `unit` columns to choose or one column to eliminate, and
+    `(start, middle, stop)` for errors to pass on. (A function that calls itself from inside would be part of
+    a cycle that keeps the tensors it sees alive until the collector comes.)
+    """
+    if stop - start in (1, unit):
+        yield start, None, stop
+    if stop - start == 1:
+        return
+    units = unit if stop - start > unit else 1
+    middle = start + (stop - start) // units // 2 * units
+    yield from _halves(start, middle, unit)
+    yield start, middle, stop
+    yield from _halves(middle, stop, unit)
 
 
 def _choices(starts: range, shape: torch.Size, kept, sparsity, group: str, pattern) -> list[Callable]:

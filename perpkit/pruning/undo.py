@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
@@ -12,6 +13,8 @@ from .layers import Matrix
 
 class Undo:
     """Remembers matrices on the disk before they are changed: in memory they would double the model.
+
+    The file lies in the folder for temporary files; where that is kept in memory, name another by TMPDIR.
 
     Warns when the disk has no room for all of them; then nothing is remembered, and `restore` does nothing.
 
@@ -43,20 +46,25 @@ class Undo:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
     def remember(self, matrix: Matrix) -> None:
         """Keep the present values of a matrix that is about to be changed in place."""
         if self._room:
             values = matrix.part(matrix.weight()).detach().contiguous().cpu()
             self._file.write(values.view(torch.uint8).numpy().data)
+            # Or a full disk would show only after the weights have changed.
+            self._file.flush()
             self._changed.append(matrix)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Write all remembered values back, wherever the weights are by now."""
-        self._file.seek(0)
-        for matrix in self._changed:
-            target = matrix.part(matrix.weight())
-            buffer = bytearray(self._file.read(target.numel() * target.element_size()))
-            target.copy_(torch.frombuffer(buffer, dtype=target.dtype).view(target.shape))
+        # A reader of its own: seeking in the writer would try again to write what did not fit.
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            file.seek(0)
+            for matrix in self._changed:
+                target = matrix.part(matrix.weight())
+                buffer = bytearray(file.read(target.numel() * target.element_size()))
+                target.copy_(torch.frombuffer(buffer, dtype=target.dtype).view(target.shape))
