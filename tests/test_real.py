@@ -103,3 +103,15 @@ def test_pruned_and_untied_it_is_the_same_after_saving_and_loading(pruned, dense
     masks.check(again)
     assert pk.perplexity(again, stories.test[:4]) == pk.perplexity(model, stories.test[:4])
     assert torch.equal(again.get_input_embeddings().weight, dense[0].get_input_embeddings().weight)
+
+
+def test_sparsegpt_beats_magnitude_from_half_on(dense, stories):
+    for target in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"pattern": "2:4"}):
+        reached = {}
+        for criterion in ("magnitude", "sparsegpt"):
+            model = copy.deepcopy(dense[0])
+            pk.prune(model, criterion, calibration=stories.calibration[:64], progress=False, **target).check(
+                model
+            )
+            reached[criterion] = pk.perplexity(model, stories.test)
+        assert reached["sparsegpt"] < 0.6 * reached["magnitude"], target
