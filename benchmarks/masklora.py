@@ -22,7 +22,7 @@ from _timing import medians
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perpkit.retraining.masklora import mask_lora_linear
+from perpkit.retraining.adapters.masklora import mask_lora_linear
 
 WIDTH, RANK, SCALE = 4096, 16, 2.0
 # dtype: tokens: bar of the time

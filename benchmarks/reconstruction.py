@@ -13,8 +13,8 @@ from _bars import Bars
 from torch.nn import functional as F
 
 from perpkit.pruning.selection import select
-from perpkit.retraining.masklora import mask_lora_linear
-from perpkit.retraining.optimum import Moments, optimum
+from perpkit.retraining.adapters.masklora import mask_lora_linear
+from perpkit.retraining.layerwise.optimum import Moments, optimum
 
 SIZE, TOKENS, CHUNK, STEP_TOKENS, STEPS, RANK = 1024, 65536, 8192, 4096, 200, 16
 

@@ -14,8 +14,8 @@ from _timing import medians
 from torch import nn
 from torch.nn import functional as F
 
-from perpkit.retraining.loss import chunked_loss, rows_loss
-from perpkit.retraining.relu import byte_mask_relus
+from perpkit.retraining.loop.loss import chunked_loss, rows_loss
+from perpkit.retraining.loop.relu import byte_mask_relus
 from perpkit.retraining.subsets import subset_parameters
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from perpkit.pruning.prune import prune
-from perpkit.retraining.adapters import attach
+from perpkit.retraining.adapters.attach import attach
 
 RANK, ALPHA = 3, 7.5
 SIGMA = ALPHA / RANK

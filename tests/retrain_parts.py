@@ -2,7 +2,7 @@
 
 import torch
 
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.retrain import retrain
 
 
 def train(model, windows, masks, subset="biases", **changes):

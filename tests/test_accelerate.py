@@ -11,7 +11,7 @@ import torch
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.retrain import retrain
 
 OPTIONS = {"steps": 6, "batch": 4, "clip": 0.5, "progress": False}
 SUBSETS = {"full": 3e-3, "biases": 3e-2}

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from perpkit.pruning.layers import prunable_matrices
 from perpkit.pruning.prune import prune
-from perpkit.retraining.adapters import adapter_parameters, attach
+from perpkit.retraining.adapters.attach import adapter_parameters, attach
 
 
 @pytest.fixture

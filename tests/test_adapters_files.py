@@ -8,8 +8,9 @@ import torch
 from adapter_parts import RANK, VARIANTS, attach_random, outputs, pruned
 from safetensors.torch import load_file, save_file
 
-from perpkit.retraining.adapter_files import load_adapters, save_adapters
-from perpkit.retraining.adapters import adapter_parameters, attach, merge
+from perpkit.retraining.adapters.attach import adapter_parameters, attach
+from perpkit.retraining.adapters.files import load_adapters, save_adapters
+from perpkit.retraining.adapters.merge import merge
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "mixtral"])
@@ -113,3 +114,26 @@ def test_loading_onto_adapters(make_model, tmp_path):
     save_adapters(model, tmp_path / "adapters.safetensors")
     with pytest.raises(ValueError, match="already has adapters"):
         load_adapters(model, masks, tmp_path / "adapters.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["mask_lora", "lora_prune", "scale_lora", "lora"])
+@pytest.mark.parametrize("other", ["none", "another"])
+def test_adapters_go_only_onto_their_masks(make_model, windows, tmp_path, kind, other):
+    plain, masks = pruned(make_model("opt"))
+    model = copy.deepcopy(plain)
+    attach_random(model, masks, kind)
+    save_adapters(model, tmp_path / "adapters.safetensors")
+    masks = None if other == "none" else pruned(plain, sparsity=0.7)[1]
+    if kind == "lora":
+        load_adapters(plain, masks, tmp_path / "adapters.safetensors")
+        return
+    with pytest.raises(ValueError, match=r"'.*' were trained with another mask; load"):
+        load_adapters(plain, masks, tmp_path / "adapters.safetensors")
+    assert not adapter_parameters(plain)
+
+
+def test_a_missing_folder_is_named(make_model, tmp_path):
+    model, masks = pruned(make_model("opt"))
+    attach_random(model, masks, "mask_lora")
+    with pytest.raises(ValueError, match=r"cannot write adapters to .*nowhere"):
+        save_adapters(model, tmp_path / "nowhere" / "adapters.safetensors")

@@ -18,7 +18,8 @@ from torch import nn
 
 from perpkit.pruning.layers import prunable_matrices
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.adapters import adapter_parameters, attach, merge
+from perpkit.retraining.adapters.attach import adapter_parameters, attach
+from perpkit.retraining.adapters.merge import merge
 
 MERGEABLE = [variant for variant in VARIANTS if variant[0] != "lora"]
 

@@ -8,8 +8,9 @@ import torch
 from adapter_parts import outputs, pruned
 from torch import nn
 
-from perpkit.retraining.adapters import adapter_parameters, merge
-from perpkit.retraining.peft_import import import_peft
+from perpkit.retraining.adapters.attach import adapter_parameters
+from perpkit.retraining.adapters.merge import merge
+from perpkit.retraining.adapters.peft_import import import_peft
 
 peft = pytest.importorskip("peft")
 # PEFT 0.21 asks transformers 5 by a name that it is about to give up.

@@ -8,8 +8,8 @@ from adapter_parts import RANK, pruned
 from torch import nn
 
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.adapted import adapted_modules
-from perpkit.retraining.adapters import attach
+from perpkit.retraining.adapters.attach import attach
+from perpkit.retraining.adapters.modules import adapted_modules
 
 
 @pytest.fixture

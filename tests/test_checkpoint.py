@@ -10,9 +10,9 @@ import torch
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-from perpkit.retraining import checkpoint as checkpoints
-from perpkit.retraining.checkpoint import checksum
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop import checkpoint as checkpoints
+from perpkit.retraining.loop.checkpoint import checksum
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.schedules import plateau
 from perpkit.sources.resnet import CifarResNet
 
@@ -222,25 +222,6 @@ def test_other_data_masks_and_models_are_refused(pruned, make_model, windows, tm
         model.model.decoder.layers[0].fc1.bias += 1
     with pytest.raises(ValueError, match="began from other weights; prune the same model in the same way"):
         train(model, windows, masks, "biases", checkpoint=path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "other"])
-def test_a_damaged_file_is_refused_and_kept(pruned, windows, tmp_path, content):
-    model, masks = pruned
-    path = tmp_path / "run.pt"
-    if content == "other":
-        torch.save({"weights": torch.ones(2)}, path)
-    elif content == "half":
-        killed(copy.deepcopy(model), windows, masks, 4, checkpoint=path)
-        path.write_bytes(path.read_bytes()[:2000])
-    else:
-        path.write_bytes(content)
-    kept = path.read_bytes()
-    with pytest.raises(
-        ValueError, match=r"damaged or something else. Delete it|is no checkpoint of a retraining"
-    ):
-        train(model, windows, masks, checkpoint=path)
-    assert path.read_bytes() == kept
 
 
 def test_bad_places_are_refused(pruned, windows, tmp_path):

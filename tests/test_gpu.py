@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import perpkit as pk
-from perpkit.retraining.masklora import mask_lora_linear
+from perpkit.retraining.adapters.masklora import mask_lora_linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

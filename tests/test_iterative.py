@@ -198,3 +198,45 @@ def test_several_cycles_beat_one_at_high_sparsity(loaded, text):
         imp(model, "magnitude", text.train, progress=False, **options)
         results[cycles] = pk.perplexity(model, text.test)
     assert results[3] < results[1]
+
+
+def head_is_tied(model):
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps=-1"),
+        ({"steps": 2.0}, "steps is 2.0"),
+        ({"cycles": 2.0}, "cycles is 2.0"),
+        ({"schedule": lambda step, steps: math.nan}, "factor at step 0 is nan"),
+        ({"checkpoint": "no/such/folder/run"}, "lies in a folder that does not exist"),
+        ({"checkpoint": "run", "checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"criterion": "size"}, "unknown criterion 'size'"),
+        ({"distill_weight": 2.0}, "distill_weight"),
+        ({"batch": 0}, "batch is 0"),
+    ],
+    ids=str,
+)
+def test_bad_options_neither_prune_nor_untie(make_model, windows, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    model = make_model("opt")
+    before = snapshot(model)
+    call = {"criterion": "magnitude", "data": windows, "sparsity": 0.5, "cycles": 2, **SETTINGS}
+    with pytest.raises(ValueError, match=message):
+        imp(model, **{**call, "subset": "head", **options})
+    assert same(before, snapshot(model))
+    assert head_is_tied(model)
+
+
+def test_another_scheme_does_not_go_on_from_a_checkpoint(make_model, windows, tmp_path):
+    dense = make_model("opt")
+    call = {"sparsity": 0.5, "cycles": 1, "checkpoint": tmp_path / "run", **SETTINGS}
+    schemes = [{}, {"gradual": "freeze"}, {"gradual": "freeze", "reverse": True}]
+    schemes += [{"gradual": "freeze", "stages": 3}, {"gradual": "unfreeze"}]
+    for scheme in schemes:
+        model, whole = copy.deepcopy(dense), copy.deepcopy(dense)
+        imp(model, "magnitude", windows, **{**call, **scheme})
+        imp(whole, "magnitude", windows, **{**call, **scheme, "checkpoint": None})
+        assert same(snapshot(model), snapshot(whole)), scheme

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.loss import Distillation, chunked_loss, next_token_loss, plain_head, rows_loss
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.loss import Distillation, chunked_loss, next_token_loss, plain_head, rows_loss
+from perpkit.retraining.loop.retrain import retrain
 
 CAPPED = ("gemma2",)
 

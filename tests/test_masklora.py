@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from perpkit.retraining.masklora import _forward, mask_lora_linear
+from perpkit.retraining.adapters.masklora import _forward, mask_lora_linear
 
 DEVICES = [
     "cpu",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from perpkit.retraining.optimum import Moments, cholesky, conjugate_gradients, optimum
+from perpkit.retraining.layerwise.optimum import Moments, cholesky, conjugate_gradients, optimum
 
 DOUBLE = torch.float64
 
@@ -208,7 +208,7 @@ def test_cholesky_takes_many_rows_in_several_goes(monkeypatch):
         torch.randn(50, 12, generator=torch.Generator().manual_seed(3), dtype=DOUBLE),
     )
     whole, _ = cholesky(gram, wanted, mask)
-    monkeypatch.setattr("perpkit.retraining.optimum.CHOLESKY_VALUES", 150)
+    monkeypatch.setattr("perpkit.retraining.layerwise.optimum.CHOLESKY_VALUES", 150)
     assert torch.allclose(cholesky(gram, wanted, mask)[0], whole)
 
 
@@ -239,3 +239,16 @@ def test_bad_options_are_named(options, message):
     x, other, dense, mask = make_case()
     with pytest.raises(ValueError, match=message):
         optimum(dense * mask, dense, mask, summed(x, other), **options)
+
+
+@pytest.mark.parametrize("method", ["cg", "cholesky"])
+@pytest.mark.parametrize("factor", [300.0, 3000.0, 10000.0])
+def test_a_massive_activation_costs_the_others_nothing(method, factor):
+    x, _, dense, mask = make_case(tokens=600, columns=64, rows=16)
+    x[:, :, 5] *= factor
+    mask[:, 5] = True
+    moments = summed(x.float(), None)
+    found = optimum((dense * mask).float(), dense.float(), mask, moments, tol=1e-6, method=method)
+    best = slow_errors(x, None, slow_optimum(x, None, dense, mask), dense).sum()
+    # Three digits are what float32 sums can tell: the errors are small differences of the large.
+    assert slow_errors(x, None, found.double(), dense).sum() < 1.01 * best

@@ -9,8 +9,8 @@ from torch import nn
 import perpkit as pk
 from perpkit.pruning.layers import decoder_blocks, prunable_matrices
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.descent import Descent
-from perpkit.retraining.reconstruct import reconstruct
+from perpkit.retraining.layerwise.descent import Descent
+from perpkit.retraining.layerwise.reconstruct import reconstruct
 
 QUIET = {"progress": False, "batch": 5}
 

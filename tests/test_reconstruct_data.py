@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import perpkit as pk
-from perpkit.retraining.reconstruct import reconstruct
+from perpkit.retraining.layerwise.reconstruct import reconstruct
 from perpkit.sources.resnet import CifarResNet
 
 

@@ -8,8 +8,8 @@ import torch
 
 import perpkit as pk
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.adapters import attach
-from perpkit.retraining.reconstruct import Reconstructed, reconstruct
+from perpkit.retraining.adapters.attach import attach
+from perpkit.retraining.layerwise.reconstruct import Reconstructed, reconstruct
 
 QUIET = {"progress": False, "batch": 5}
 
@@ -51,6 +51,9 @@ def untouched(model):
         ({"trainable": "lora"}, "cannot be merged; take 'mask_lora'"),
         ({"trainable": "mask_lora", "rank": 40}, "rank is 40, larger than the 32 x 32 matrix"),
         ({"steps": 0}, "steps=0"),
+        ({"steps": 2.0}, r"steps is 2\.0; it must be a whole number"),
+        ({"batch": 1.5}, r"batch is 1\.5; it must be a whole number"),
+        ({"length": 8.0}, r"length is 8\.0; it must be a whole number"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"ridge": -0.5, "unit": "matrix"}, "ridge is -0.5"),
         ({"batch": 0}, "batch=0"),

@@ -9,7 +9,7 @@ from retrain_parts import same, snapshot, train
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-from perpkit.retraining.loss import next_token_loss
+from perpkit.retraining.loop.loss import next_token_loss
 from perpkit.retraining.schedules import llr
 from perpkit.retraining.subsets import subset_parameters, untie_head
 

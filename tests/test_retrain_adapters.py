@@ -8,8 +8,9 @@ import torch
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-from perpkit.retraining.adapters import attach, merge
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.adapters.attach import attach
+from perpkit.retraining.adapters.merge import merge
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.schedules import allr, allr_start, llr
 
 
@@ -64,3 +65,21 @@ def test_bimp_is_llr_then_pruning_then_allr(make_model, windows):
     history = train(model, windows, masks, "full", steps=10, lr=1e-2, schedule=partial(allr, start=start))
     assert history.lr.tolist() == pytest.approx([1e-2 * start * llr(step, 10) for step in range(10)])
     masks.check(model)
+
+
+@pytest.mark.parametrize("kind", ["mask_lora", "lora_prune", "scale_lora"])
+def test_adapters_that_keep_what_the_masks_prune_are_refused(make_model, windows, kind):
+    model = make_model("opt")
+    masks = prune(model, "magnitude", sparsity=0.5)
+    attach(model, None, kind, rank=2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"the {kind} adapter of '.*' keeps weights that the masks prune"):
+        train(model, windows, masks, "lora")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_lora_without_masks_stays_beside_a_pruned_model(make_model, windows):
+    model = make_model("opt")
+    masks = prune(model, "magnitude", sparsity=0.5)
+    attach(model, None, "lora", rank=2)
+    assert len(train(model, windows, masks, "lora")) == 5

@@ -81,6 +81,9 @@ def refused(model, windows, masks, words, **changes):
     [
         ({"batch": 0}, "batch is 0"),
         ({"steps": -1}, "steps=-1"),
+        ({"steps": 2.0}, r"steps is 2\.0; it must be a whole number"),
+        ({"batch": 1.5}, r"batch is 1\.5; it must be a whole number"),
+        ({"accumulate": 2.0}, r"accumulate is 2\.0; it must be a whole number"),
         ({"lr": 0.0}, r"lr=0\.0"),
         ({"lr": -1e-3}, r"lr=-0\.001"),
         ({"lr": math.nan}, "lr=nan"),

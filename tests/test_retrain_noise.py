@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from perpkit.pruning.prune import prune
-from perpkit.retraining.noise import draws_noise
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.noise import draws_noise
+from perpkit.retraining.loop.retrain import retrain
 
 
 def train(model, windows, masks, **changes):
@@ -82,3 +82,16 @@ def test_threads_do_not_disturb_each_other(dense, windows):
         for one, other in zip(alone[seed].parameters(), together[seed].parameters(), strict=True):
             assert torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_noise_of_a_router_is_noise(make_model, windows, generators_unchanged):
+    model = make_model("mixtral", router_jitter_noise=0.1)
+    assert draws_noise(model)
+    assert not draws_noise(make_model("mixtral"))
+    masks = prune(model, "magnitude", sparsity=0.5)
+    twin = copy.deepcopy(model)
+    options = {"steps": 2, "lr": 1e-2, "batch": 3, "progress": False}
+    losses = []
+    for each in (model, twin):
+        losses.append(retrain(each, windows, masks=masks, subset="norms", **options).loss.tolist())
+    assert losses[0] == losses[1]

@@ -7,8 +7,8 @@ import torch
 
 from perpkit.pruning.masks import Masks
 from perpkit.pruning.prune import prune
-from perpkit.retraining.loss import next_token_loss
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.loss import next_token_loss
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.schedules import plateau
 from perpkit.retraining.subsets import subset_parameters
 
@@ -49,6 +49,9 @@ def test_sgd_follows_a_slow_transcription(pruned, windows, subset, momentum, dec
     for rate in rates:
         trained = subset_parameters(slow, subset)
         gradients = torch.autograd.grad(next_token_loss(slow, windows), list(trained.values()))
+        gradients = [
+            g * masks[name] if name in masks else g for name, g in zip(trained, gradients, strict=True)
+        ]
         norm = torch.cat([g.flatten() for g in gradients]).norm().item()
         scale = 1.0 if clip is None else min(1.0, clip / norm)
         assert clip is None or scale < 1

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from perpkit.pruning.prune import prune
-from perpkit.retraining.relu import ByteMaskReLU, byte_mask_relus
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.relu import ByteMaskReLU, byte_mask_relus
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.subsets import subset_parameters, untie_head
 
 

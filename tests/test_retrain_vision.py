@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from perpkit.pruning.masks import Masks
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.subsets import subset_parameters
 from perpkit.sources.resnet import CifarResNet
 

@@ -206,3 +206,22 @@ def test_an_untied_model_is_the_same_after_saving_and_loading(any_model, windows
         assert torch.equal(one, other), name
     assert torch.equal(any_model(windows).logits, again(windows).logits)
     assert again.get_output_embeddings().weight is not again.get_input_embeddings().weight
+
+
+def test_biases_are_told_by_the_last_word_of_their_name():
+    config = transformers.GptOssConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"intermediate_size": 48, "num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 64},
+        **{"head_dim": 8, "layer_types": ["full_attention"], "pad_token_id": 0},
+    )
+    found = {
+        name.rpartition(".")[2]
+        for name in subset_parameters(transformers.GptOssForCausalLM(config), "biases")
+    }
+    assert found == {"bias", "gate_up_proj_bias", "down_proj_bias"}
+    attention = torch.nn.MultiheadAttention(8, 2)
+    assert sorted(subset_parameters(attention, "biases")) == ["in_proj_bias", "out_proj.bias"]
+    module = torch.nn.Module()
+    module.unbias = module.bias_scale = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="has no biases"):
+        subset_parameters(module, "biases")

@@ -25,7 +25,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from perpkit.evaluation.perplexity import perplexity
 from perpkit.evaluation.zero_shot import zero_shot
 from perpkit.pruning.prune import prune
-from perpkit.retraining.retrain import retrain
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.subsets import SUBSETS
 from perpkit.sources.models import load_model
 from perpkit.sources.storyworld import stories

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.perplexity import perplexity
 from ..pruning.prune import CALIBRATED, prune
-from ..retraining.retrain import retrain
+from ..retraining.loop.retrain import retrain
 from ..retraining.subsets import trainable_share, untie_head
 from ..sources.models import load_model
 from ..sources.text import Text, load_text

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .evaluating import evaluating
+from .loop.evaluating import evaluating
 
 
 def batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -7,6 +7,7 @@ import pandas as pd
 from torch import nn
 
 from ..pruning.layers import is_language_model, prunable_matrices
+from .loop.settings import check_whole
 from .subsets import subset_parameters
 
 GRADUAL = ("freeze", "unfreeze")
@@ -53,9 +54,11 @@ def gradual_plan(
 ) -> pd.DataFrame:
     """What trains in each stage of a cycle: a row a stage with its layers and the share of parameters.
 
-    `gradual` is `"freeze"`, from the whole subset on, or `"unfreeze"`; from the input to the output, or with
-    `reverse` from the output to the input. The columns are stage, layers and trainable_share; the mean of the
-    last is the aggregated share of table 3 (PERP v1), whose stages are the five epochs of a cycle.
+    `gradual` is `"freeze"`, which freezes one more part of the layers in each stage, from the first on until
+    none of them trains; or `"unfreeze"`, which begins with one part and ends with all. It goes from the input
+    to the output, or with `reverse` from the output to the input. The columns are stage, layers and
+    trainable_share; the mean of the last is the aggregated share of table 3 (PERP v1), whose stages are the
+    five epochs of a cycle.
 
     Raises ValueError for an unknown `gradual`, stages below 1, and a subset without layers to freeze.
 
@@ -66,6 +69,7 @@ def gradual_plan(
     """
     if gradual not in GRADUAL:
         raise ValueError(f"gradual is {gradual!r}; want 'freeze' or 'unfreeze'")
+    check_whole(stages=stages)
     if stages < 1:
         raise ValueError(f"stages is {stages}; it must be at least 1")
     trained = subset_parameters(model, subset)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -11,10 +11,14 @@ from torch import nn
 from ..pruning.masks import Masks
 from ..pruning.prune import prune
 from .freezing import Freezer, gradual_plan
-from .retrain import retrain
+from .loop.checkpoint import check_checkpoint
+from .loop.loss import Distillation
+from .loop.retrain import prepare, retrain
+from .loop.settings import Settings, check_whole
+from .loop.tasks import Data
 from .subsets import trainable_share
-from .tasks import Data
 
+STEPS: int = inspect.signature(retrain).parameters["steps"].default
 COLUMNS = ["cycle", "sparsity", "step", "loss", "lr", "trainable_share"]
 
 
@@ -44,6 +48,7 @@ def geometric_sparsities(sparsity: float, cycles: int) -> list[float]:
         raise ValueError(
             f"sparsity is {sparsity}; it is the fraction of pruned weights at the end, between 0 and 1"
         )
+    check_whole(cycles=cycles)
     if cycles < 1:
         raise ValueError(f"cycles is {cycles}; there must be at least 1")
     return [1 - (1 - sparsity) ** (cycle / cycles) for cycle in range(1, cycles)] + [sparsity]
@@ -73,11 +78,12 @@ def imp(
     pruned stays so. The criterion sees `calibration`, and `pruning` has further keywords of `prune`, such as
     `{"group": "row"}`. Then the model is retrained on `data` with the further keywords of `retrain`, `subset`
     and `lr` at least; cycle p takes its batches by seed + p − 1. A `checkpoint` is one file for each cycle,
-    `name-1` and so on: the same call on the same dense model goes on where it was killed.
+    `name-1` and so on, or `name-freeze-5-1` with a `gradual` in five stages: the same call on the same dense
+    model goes on where it was killed.
 
-    `gradual="freeze"` trains all layers at first and fewer in each of the `stages` of a cycle, `"unfreeze"`
-    none at first and more; from the input on, or with `reverse` from the output back (`gradual_plan`; PERP
-    v1, section 3.4, with an epoch a stage).
+    `gradual="freeze"` freezes one more part of the layers in each of the `stages` of a cycle, from the first
+    on until none trains; `"unfreeze"` begins with one part and ends with all; from the input on, or with
+    `reverse` from the output back (`gradual_plan`; PERP v1, section 3.4, with an epoch a stage).
 
     Returns the masks and the history of all steps, with the columns cycle, sparsity, step, loss, lr and
     trainable_share, the fraction of all parameters that the step trained; its mean is PERP's aggregated
@@ -85,7 +91,8 @@ def imp(
 
     `on_cycle(Cycle(...))` is called after each cycle, the model being what it is then. When `cancelled()`
     says True, masks and history of what is done are returned. An exception after the first pruning, Ctrl-C
-    too, carries the masks that the model has then as `masks`.
+    too, carries the masks that the model has then as `masks` and the history of the finished steps as
+    `history`.
 
     Raises ValueError, leaving the model as it was, for whatever `prune` and `retrain` do not accept.
 
@@ -98,8 +105,21 @@ def imp(
     (Masks(18 matrices, sparsity 0.9000), [0.536, 0.785, 0.9])
     """
     targets = geometric_sparsities(sparsity, cycles)
-    shares = _checked(model, data, retraining, gradual, reverse, stages)
-    checkpoint, asked = retraining.pop("checkpoint", None), _latched(cancelled)
+    _checked(model, data, {"seed": seed, **retraining})
+    subset, steps = retraining["subset"], retraining.get("steps", STEPS)
+    plan = gradual_plan(model, gradual, reverse=reverse, stages=stages, subset=subset) if gradual else None
+    if (checkpoint := retraining.pop("checkpoint", None)) is not None:
+        scheme = _scheme(gradual, reverse, stages)
+        files = [f"{checkpoint}{scheme}-{cycle}" for cycle in range(1, cycles + 1)]
+        for file in files:
+            check_checkpoint(file, retraining.get("checkpoint_every", 1))
+
+    def table(history: pd.DataFrame) -> pd.DataFrame:
+        # Only now: a tied head is untied by the first retraining, and its subset has no size before.
+        shares = [trainable_share(model, subset)] if plan is None else plan["trainable_share"].tolist()
+        return _table(history, cycle, target, shares, steps)
+
+    asked = _latched(cancelled)
     pruning = {"calibration": calibration, "seed": seed, **(pruning or {})}
     masks, histories = Masks({}), []
     for cycle, target in enumerate(targets, start=1):
@@ -125,41 +145,53 @@ def imp(
                 **retraining,
             }
             if gradual is not None:
-                freezer = Freezer(model, retraining["subset"], _steps(retraining), stages, gradual, reverse)
+                freezer = Freezer(model, subset, steps, stages, gradual, reverse)
                 options["stop"] = freezer.stop(retraining.get("stop"))
                 options["cancelled"] = freezer.cancelled(asked)
             if checkpoint is not None:
-                options["checkpoint"] = f"{checkpoint}-{cycle}"
+                options["checkpoint"] = files[cycle - 1]
             done = retrain(model, data, masks=masks, **options)
         except BaseException as error:
             if len(masks) and not hasattr(error, "masks"):
                 error.masks = masks  # type: ignore[attr-defined]
                 error.add_note(f"in cycle {cycle} of {cycles}; the masks are in this exception's masks")
+            if (part := getattr(error, "history", None)) is not None:
+                histories.append(table(part))
+            error.history = _joined(histories)  # type: ignore[attr-defined]
             raise
-        histories.append(_table(done, cycle, target, shares, _steps(retraining)))
+        histories.append(table(done))
         if on_cycle is not None and not asked():
             loss = float(done["loss"].iloc[-1]) if len(done) else None
             on_cycle(Cycle(cycle, cycles, target, masks, loss))
-    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=COLUMNS)
-    return masks, history
+    return masks, _joined(histories)
 
 
-def _checked(
-    model: nn.Module, data: Data, retraining: dict, gradual: str | None, reverse: bool, stages: int
-) -> list[float]:
-    """The share of trained parameters in each stage of a cycle, after `retrain` has seen its arguments."""
-    inspect.signature(retrain).bind(model, data, masks=Masks({}), **retraining)
-    subset = retraining["subset"]
-    plan = gradual_plan(model, gradual, reverse=reverse, stages=stages, subset=subset) if gradual else None
-    # No step, so that what is wrong with it is known before anything is pruned.
-    without = {"checkpoint", "checkpoint_every", "accelerator", "on_step", "stop"}
-    settings = {key: value for key, value in retraining.items() if key not in without}
-    retrain(model, data, masks=Masks({}), **{**settings, "steps": 0, "progress": False})
-    return [trainable_share(model, subset)] if plan is None else plan["trainable_share"].tolist()
+def _scheme(gradual: str | None, reverse: bool, stages: int) -> str:
+    """What a checkpoint's name says of the gradual scheme, so that no other scheme goes on from it."""
+    return "" if gradual is None else f"-{gradual}{'-reverse' if reverse else ''}-{stages}"
 
 
-def _steps(retraining: dict) -> int:
-    return retraining.get("steps", inspect.signature(retrain).parameters["steps"].default)
+def _checked(model: nn.Module, data: Data, told: dict[str, Any]) -> None:
+    """Raise what `retrain` would for its arguments, before anything is pruned."""
+    call = inspect.signature(retrain).bind(model, data, masks=Masks({}), **told)
+    call.apply_defaults()
+    known = call.arguments
+    settings = Settings(**{field.name: known[field.name] for field in fields(Settings) if field.init})
+    distillation = Distillation(known["distill_weight"], known["temperature"])
+    prepare(
+        model,
+        data,
+        known["masks"],
+        settings,
+        known["accelerator"],
+        known["checkpointing"],
+        known["distill"],
+        distillation,
+    )
+
+
+def _joined(histories: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=COLUMNS)
 
 
 def _latched(cancelled: Callable[[], bool] | None) -> Callable[[], bool]:

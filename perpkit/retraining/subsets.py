@@ -1,6 +1,7 @@
 """Which parameters are retrained: biases, normalisations, the head, all, and unions of them."""
 
 import difflib
+import re
 from collections.abc import Callable
 
 import torch
@@ -101,6 +102,15 @@ def trainable_share(model: nn.Module, subset: str | None = None) -> float:
     return sum(p.numel() for p in trained) / sum(p.numel() for p in model.parameters())
 
 
+def dotted(module: str, name: str) -> str:
+    """The name within the model of something in a module of it, the model itself being called "".
+
+    >>> dotted("fc1", "bias"), dotted("", "bias")
+    ('fc1.bias', 'bias')
+    """
+    return f"{module}.{name}" if module else name
+
+
 # --- the head -------------------------------------------------------------------------------------
 
 
@@ -164,17 +174,21 @@ def _own(module: nn.Module) -> Parameters:
 # --- the parts ------------------------------------------------------------------------------------
 
 
+# GPT-OSS and PyTorch's attention name theirs after the matrix: `gate_up_proj_bias`, `in_proj_bias`.
+_BIAS = re.compile(r"(^|_)bias$")
+
+
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
 def _biases(model: nn.Module) -> Parameters:
-    return {name: p for name, p in model.named_parameters() if _last(name) == "bias"}
+    return {name: p for name, p in model.named_parameters() if _BIAS.search(_last(name))}
 
 
 def _norms(model: nn.Module) -> Parameters:
     return {
-        f"{prefix}.{name}" if prefix else name: p
+        dotted(prefix, name): p
         for prefix, module in model.named_modules()
         if _is_norm(module)
         for name, p in module.named_parameters(recurse=False)

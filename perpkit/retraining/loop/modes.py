@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .batchnorm import batchnorms, frozen_batchnorms
-from .subsets import subset_parts
+from ..batchnorm import batchnorms, frozen_batchnorms
+from ..subsets import dotted, subset_parts
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def training(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
         yield {
-            f"{prefix}.{name}" if prefix else name: buffer
+            dotted(prefix, name): buffer
             for prefix, layer in batchnorms(model).items()
             if layer not in frozen
             for name, buffer in layer.named_buffers()

@@ -119,8 +119,10 @@ def optimum(
     for group, (new, old) in enumerate(zip(*moments.split(weight, dense), strict=True)):
         gram = moments.gram[group].clone()
         # Rounding makes a singular Gram matrix indefinite; this is above the rounding and below what matters.
-        floor = torch.finfo(gram.dtype).eps ** 0.75
-        gram.diagonal().add_((ridge + floor) * gram.diagonal().mean())
+        # Each input by its own size: beside a massive activation the mean says nothing about the others.
+        floor, diagonal = torch.finfo(gram.dtype).eps ** 0.75, gram.diagonal()
+        mean = diagonal.mean()
+        diagonal.add_(torch.where(diagonal > 0, floor * diagonal, floor * mean) + ridge * mean)
         wanted = (old - new) @ moments.gram[group]
         if moments.cross is not None:
             wanted += old @ moments.cross[group].mT

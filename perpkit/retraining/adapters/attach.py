@@ -1,15 +1,13 @@
-"""Low-rank adapters on pruned layers: attach and merge."""
+"""Low-rank adapters on pruned layers: attached, found and checked."""
 
 from collections.abc import Iterable, Mapping
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..pruning.layers import Matrix, is_language_model
-from ..pruning.masks import Masks
-from ..sources.text import check_windows
-from .adapted import (
+from ...pruning.masks import Masks
+from ..subsets import dotted
+from .modules import (
     KINDS,
     STARTS,
     Adapted,
@@ -17,14 +15,9 @@ from .adapted import (
     adapted_modules,
     factor_names,
     mask_name,
-    matrices_of,
     put_on,
-    take_off,
 )
-from .adapter_targets import chosen_matrices, matrices_by_parameter
-
-# Token windows of a probe that go through the model at once.
-PROBED = 8
+from .targets import chosen_matrices, matrices_by_parameter
 
 
 def attach(
@@ -119,6 +112,33 @@ def install(
     ['0.lora_A', '0.lora_B']
     """
     masks = Masks({}) if masks is None else masks
+    check_fit(model, masks, wanted)
+    everything = matrices_by_parameter(model)
+    for name, (adapter, a, b) in wanted.items():
+        module, weight = everything[name][0].module, everything[name][0].weight()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        factors = (factor.detach().to(weight.device, dtype, copy=True) for factor in (a, b))
+        mask = mask_of(name, weight, masks).to(weight.device)
+        put_on(module, name.rpartition(".")[2], adapter, mask, *factors)
+    added = adapter_parameters(model)
+    return {name: added[name] for parameter in wanted for name in factors_of(parameter)}
+
+
+def mask_of(name: str, weight: Tensor, masks: Masks) -> Tensor:
+    """The mask of a weight, all True where there is none.
+
+    >>> mask_of("weight", torch.zeros(1, 2), Masks({}))
+    tensor([[True, True]])
+    """
+    return masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
+
+
+def check_fit(model: nn.Module, masks: Masks, wanted: Mapping[str, tuple[Adapter, Tensor, Tensor]]) -> None:
+    """Raise ValueError when masks or factors by parameter name do not fit the model or a layer has adapters.
+
+    >>> factors = (Adapter("lora", scale=2.0), torch.ones(1, 3), torch.zeros(2, 1))
+    >>> check_fit(nn.Linear(3, 2), Masks({}), {"weight": factors})
+    """
     masks.check(model)
     everything = matrices_by_parameter(model)
     if foreign := set(masks) - set(everything):
@@ -146,14 +166,6 @@ def install(
                 f"the adapters belong to another model: A {list(a.shape)} and B {list(b.shape)} do not fit "
                 f"{name!r}, {[*experts, rows, columns]}"
             )
-    for name, (adapter, a, b) in wanted.items():
-        module, weight = everything[name][0].module, everything[name][0].weight()
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        mask = masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
-        factors = (factor.detach().to(weight.device, dtype, copy=True) for factor in (a, b))
-        put_on(module, name.rpartition(".")[2], adapter, mask.to(weight.device), *factors)
-    added = adapter_parameters(model)
-    return {name: added[name] for parameter in wanted for name in factors_of(parameter)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -184,87 +196,38 @@ def adapters_of(model: nn.Module) -> dict[str, Adapter]:
     {}
     """
     return {
-        f"{name}.{key}" if name else key: adapter
+        dotted(name, key): adapter
         for name, module in adapted_modules(model).items()
         for key, adapter in module.adapters.items()
     }
 
 
-@torch.no_grad()
-def merge(model: nn.Module, probe: Tensor | None = None) -> pd.DataFrame:
-    """Merge the adapters into the weights in place, make the model plain again and report what changed.
+def adapter_masks(model: nn.Module) -> dict[str, Tensor]:
+    """The masks that the model's adapters have, by the parameter that they are of; True = kept.
 
-    Every merged weight is its effective weight with the pruned entries exactly zero: `W + M ⊙ σBA` for
-    `"lora_prune"` and `"mask_lora"`, `W ⊙ BA` for `"scale_lora"`. The columns are matrix, kind and change,
-    `‖merged − in training‖_F / ‖in training‖_F`: zero for all kinds but `"lora_prune"`, up to the rounding of
-    a weight in 16 bits. With a `probe`, token windows `[n, length]` or another model's inputs `[n, ...]`, a
-    last row `"logits"` has the relative change of the model's outputs on it.
-
-    Raises ValueError without adapters, for `"lora"` on a pruned layer, whose sum would be dense, and when a
-    pruned weight is not zero; the model is then as it was.
-
-    >>> import perpkit as pk
-    >>> model, _ = pk.load_model("tiny-opt", device="cpu")
-    >>> masks = pk.prune(model, "magnitude", sparsity=0.5)
-    >>> _ = attach(model, masks, "mask_lora", targets=["layers.0.fc1"])
-    >>> merge(model).to_dict("records")
-    [{'matrix': 'model.decoder.layers.0.fc1.weight', 'kind': 'mask_lora', 'change': 0.0}]
+    >>> adapter_masks(nn.Linear(2, 2))
+    {}
     """
-    modules = adapted_modules(model)
-    if not modules:
-        raise ValueError("the model has no adapters to merge; attach(model, masks, kind) them first")
-    masks = {}
-    for name, module in modules.items():
-        for key, adapter in module.adapters.items():
-            parameter = f"{name}.{key}" if name else key
-            masks[parameter] = mask = module.get_buffer(mask_name(key))
-            if adapter.kind == "lora" and not mask.all():
-                raise ValueError(
-                    f"{parameter!r} is pruned, and its merged weight W + σBA would be dense. Keep the "
-                    "adapters beside the model (save_adapters), or attach 'mask_lora' or 'lora_prune' "
-                    "instead, whose merged weights stay sparse"
-                )
-    Masks(masks).check(model)
-    before = _outputs(model, probe)
-    rows = []
-    for name, module in modules.items():
-        for key, adapter in module.adapters.items():
-            for matrix in matrices_of(name, module, key):
-                rows.append((matrix.name, adapter.kind, _merge(matrix, module, key, adapter)))
-        take_off(module)
-    Masks(masks).check(model)
-    if probe is not None:
-        after = _outputs(model, probe)
-        change = sum(float((a - b).norm() ** 2) for a, b in zip(after, before, strict=True)) ** 0.5
-        rows.append(("logits", "", change / sum(float(b.norm() ** 2) for b in before) ** 0.5))
-    return pd.DataFrame(rows, columns=["matrix", "kind", "change"])
+    return {
+        dotted(name, key): module.get_buffer(mask_name(key))
+        for name, module in adapted_modules(model).items()
+        for key in module.adapters
+    }
 
 
-def _merge(matrix: Matrix, module: Adapted, key: str, adapter: Adapter) -> float:
-    """Merge one matrix in place and return the relative change."""
-    factors = module.factors(key)
-    a, b = factors if matrix.expert is None else (factor[matrix.expert] for factor in factors)
-    weight, mask = matrix.view(matrix.weight()), matrix.view(module.get_buffer(mask_name(key)))
-    trained = adapter.effective(weight.to(a.dtype), mask, a, b)
-    matrix.assign(matrix.weight(), torch.where(mask, trained, 0.0))
-    norm = trained.norm()
-    return float((matrix.view(matrix.weight()).to(a.dtype) - trained).norm() / norm) if norm else 0.0
+def check_adapter_masks(model: nn.Module, masks: Masks) -> None:
+    """Raise ValueError for an adapter whose merged weight would not hold the masks.
 
+    Those of LoRA, which are not merged into pruned weights, may be any.
 
-def _outputs(model: nn.Module, probe: Tensor | None) -> list[Tensor]:
-    """The model's float outputs on a probe, a few at a time, in evaluation mode."""
-    if probe is None:
-        return []
-    language = is_language_model(model)
-    if language:
-        check_windows(model, probe)  # type: ignore[arg-type]
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        parts = (part.to(device) for part in probe.split(PROBED))
-        found = [model(input_ids=part, use_cache=False) if language else model(part) for part in parts]
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return [getattr(output, "logits", output).float().cpu() for output in found]
+    >>> check_adapter_masks(nn.Linear(2, 2), Masks({}))
+    """
+    adapters = adapters_of(model)
+    for name, mask in adapter_masks(model).items():
+        if adapters[name].kind == "lora" or name not in masks:
+            continue
+        if (mask & ~masks[name].to(mask.device)).any():
+            raise ValueError(
+                f"the {adapters[name].kind} adapter of {name!r} keeps weights that the masks prune; merge "
+                "it, prune again and attach(model, masks, kind) with these masks"
+            )

@@ -2,19 +2,20 @@
 
 import hashlib
 import os
-import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..pruning.masks import Masks
-from .settings import Settings
+from ...pruning.masks import Masks
+from ..adapters.attach import adapter_masks, adapters_of
+from .settings import Settings, check_whole
 
 FORMAT = "perpkit retraining 1"
+PARTS = {"same", "start", "now", "weights", "optimizer", "scaler", "history"}
 
 
 class Checkpoint:
@@ -25,12 +26,6 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, same: dict[str, str]):
         self.path, self.same = Path(path).expanduser(), same
-        if self.path.is_dir():
-            raise ValueError(f"the checkpoint {str(path)!r} is a folder; name a file")
-        if not self.path.absolute().parent.is_dir():
-            raise ValueError(
-                f"the checkpoint {str(path)!r} lies in a folder that does not exist; make it first"
-            )
 
     def load(self) -> dict[str, Any] | None:
         """What `save` wrote, or None when there is no file yet.
@@ -41,13 +36,13 @@ class Checkpoint:
             return None
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"cannot read the checkpoint {str(self.path)!r}, it is damaged or something else. Delete it "
-                "to start from the beginning"
-            ) from error
+        # A damaged file raises whatever its bytes happen to lead to.
+        except Exception as error:
+            raise self._damaged() from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"{str(self.path)!r} is no checkpoint of a retraining; name another file")
+        if PARTS - set(found):
+            raise self._damaged()
         others = [name for name in self.same if found["same"].get(name) != self.same[name]]
         if others:
             raise ValueError(
@@ -55,6 +50,12 @@ class Checkpoint:
                 "resume with the same, or delete the file or name another to start from the beginning"
             )
         return found
+
+    def _damaged(self) -> ValueError:
+        return ValueError(
+            f"cannot read the checkpoint {str(self.path)!r}, it is damaged or something else. Delete it to "
+            "start from the beginning"
+        )
 
     def save(self, **state: Any) -> None:
         """Write the state; the old file stays until the new one is complete.
@@ -73,15 +74,36 @@ class Checkpoint:
             ) from error
 
 
+def check_checkpoint(path: str | Path, every: int) -> None:
+    """Raise ValueError where no checkpoint can be written, and for an interval that is no number of steps.
+
+    >>> check_checkpoint("run.pt", every=10)
+    """
+    check_whole(checkpoint_every=every)
+    if every < 1:
+        raise ValueError(f"checkpoint_every is {every}; it is a number of steps, at least 1")
+    file = Path(path).expanduser().absolute()
+    if file.is_dir():
+        raise ValueError(f"the checkpoint {str(path)!r} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"the checkpoint {str(path)!r} lies in a folder that does not exist; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(
+            f"the checkpoint {str(path)!r} lies in a folder that cannot be written; name another"
+        )
+
+
 def identity(
     settings: Settings,
     model: nn.Module,
     trained: dict[str, nn.Parameter],
     masks: Masks,
     data: tuple[torch.Tensor, ...],
-    **others: object,
+    moved: Container[str] = (),
 ) -> dict[str, str]:
-    """Digests of all that a run's outcome depends on but the trained weights, which a checkpoint holds.
+    """Digests of all that a run's outcome depends on but what it moves, which a checkpoint holds.
+
+    It moves the `trained` parameters and the buffers called `moved`.
 
     >>> model = nn.Linear(2, 1)
     >>> settings, data = Settings(subset="biases", lr=0.1), (torch.zeros(1, 2),)
@@ -95,11 +117,16 @@ def identity(
     named |= {name: str(getattr(settings, name)) for name in ("optimizer", "momentum", "weight_decay")}
     named |= {"autocast": str(settings.autocast), "learning rates": _digest(str(settings.rates).encode())}
     shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
-    frozen = {name: p for name, p in model.named_parameters() if name not in trained}
+    # Buffers that are not stored, such as tables of angles, follow from the rest or from the last call.
+    stored = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in stored and n not in moved}
+    frozen = {name: p for name, p in model.named_parameters() if name not in trained} | buffers
     named["model"] = _digest(repr((shapes, checksum(frozen))).encode())
     named["masks"] = _digest(repr(checksum(dict(masks))).encode())
     named["data"] = _digest(repr(checksum({str(i): part for i, part in enumerate(data)})).encode())
-    return named | {name: str(value) for name, value in others.items()}
+    adapters = {name: str(adapter) for name, adapter in adapters_of(model).items()}
+    named["adapters"] = _digest(repr((adapters, checksum(adapter_masks(model)))).encode())
+    return named
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:

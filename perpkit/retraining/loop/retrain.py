@@ -9,16 +9,18 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..pruning.masks import Masks
+from ...pruning.masks import Masks
+from ..adapters.attach import check_adapter_masks
+from ..schedules import Schedule
+from ..subsets import head_is_tied, needs_untied_head, subset_parameters, subset_parts, untie_head
+from .checkpoint import check_checkpoint
 from .loss import Distillation
 from .machine import Accelerated, Machine
 from .modes import check_gradient_checkpointing, gradient_checkpointing, training
 from .relu import byte_mask_relus
 from .run import Run
-from .schedules import Schedule
 from .settings import Settings
-from .subsets import head_is_tied, needs_untied_head, subset_parameters, subset_parts, untie_head
-from .tasks import Data, make_task
+from .tasks import Data, Labelled, Windows, make_task
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -59,8 +61,9 @@ def retrain(
 
     `data` are token windows `[n, length]`, or for other models a tuple of inputs `[n, ...]` and labels `[n]`;
     batches are drawn without replacement, reshuffled when used up. Pruned weights are exactly zero after
-    every step. A head tied to the input embedding is untied first if only one of the two is retrained. Batch
-    normalisations follow the batches where the subset trains them, and are frozen elsewhere.
+    every step. A head tied to the input embedding is untied first when the subset names the head or the
+    embeddings. Batch normalisations follow the batches where the subset trains them, and are frozen
+    elsewhere.
 
     - A step takes `accumulate` batches of `batch` and moves the `subset` (`subset_parameters`) by AdamW, or
       by SGD with `momentum`; the gradient's norm is at most `clip`. `weight_decay` acts on all of the subset.
@@ -80,11 +83,12 @@ def retrain(
     - `accelerator` spreads the batches over its processes: with n of them a step takes n · `accumulate`
       batches. Precision and sharding are the accelerator's; after FSDP the model stays sharded.
 
-    The history has the columns step, loss and lr.
+    The history has the columns step, loss and lr. An exception between the first step and the end, Ctrl-C
+    too, carries that of the finished steps as `history`.
 
-    Raises ValueError for data that does not fit, an unknown or empty subset, masks of another model, bad
-    settings and a checkpoint of other settings: the model is then as it was; and for a loss or weights that
-    are no longer finite: the model then has its last good weights.
+    Raises ValueError for data that does not fit, an unknown or empty subset, masks of another model, adapters
+    that keep what the masks prune, bad settings and a checkpoint of other settings: the model is then as it
+    was; and for a loss or weights that are no longer finite: the model then has its last good weights.
 
     >>> import perpkit as pk
     >>> model, tokenizer = pk.load_model("tiny-opt", device="cpu")
@@ -109,11 +113,10 @@ def retrain(
         autocast=autocast,
         seed=seed,
     )
-    masks.check(model)
-    machine = Machine(model, settings) if accelerator is None else Accelerated(model, settings, accelerator)
-    task = make_task(model, data, machine.device, distill, Distillation(distill_weight, temperature))
-    check_gradient_checkpointing(model, checkpointing)
-    _check_subset(model, subset)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, checkpoint_every)
+    distillation = Distillation(distill_weight, temperature)
+    machine, task = prepare(model, data, masks, settings, accelerator, checkpointing, distill, distillation)
     # Last of all, so that an error leaves the model as it was.
     if needs_untied_head(subset):
         untie_head(model)
@@ -128,14 +131,48 @@ def retrain(
         if checkpoint is not None:
             run.open(checkpoint, checkpoint_every)
         bar = inside.enter_context(_bar(steps, len(run.history), progress and machine.rank == 0))
-        while len(run.history) < steps and not (run.stopped(stop) or run.cancelled(cancelled)):
-            step, loss = run.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if on_step is not None:
-                on_step(step, loss)
-        run.finish()
-    return pd.DataFrame(run.history, columns=["step", "loss", "lr"])
+        try:
+            while len(run.history) < steps and not (run.stopped(stop) or run.cancelled(cancelled)):
+                step, loss = run.step()
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                if on_step is not None:
+                    on_step(step, loss)
+            run.finish()
+        except BaseException as error:
+            error.history = run.table()  # type: ignore[attr-defined]
+            raise
+    return run.table()
+
+
+def prepare(
+    model: nn.Module,
+    data: Data,
+    masks: Masks,
+    settings: Settings,
+    accelerator: "Accelerator | None",
+    checkpointing: bool,
+    dense: nn.Module | None,
+    distillation: Distillation,
+) -> tuple[Machine, Windows | Labelled]:
+    """Check what a retraining is asked to do and return where it runs and on what; nothing changes.
+
+    Raises ValueError as `retrain` does for its arguments.
+
+    >>> import torch
+    >>> model, settings = nn.Linear(2, 3), Settings(subset="biases", lr=0.1)
+    >>> data = torch.zeros(4, 2), torch.arange(4) % 3
+    >>> machine, _ = prepare(model, data, Masks({}), settings, None, False, None, Distillation())
+    >>> machine.device
+    device(type='cpu')
+    """
+    masks.check(model)
+    check_adapter_masks(model, masks)
+    machine = Machine(model, settings) if accelerator is None else Accelerated(model, settings, accelerator)
+    task = make_task(model, data, machine.device, dense, distillation)
+    check_gradient_checkpointing(model, checkpointing)
+    _check_subset(model, settings.subset)
+    return machine, task
 
 
 def _check_subset(model: nn.Module, subset: str) -> None:

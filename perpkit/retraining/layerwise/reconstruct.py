@@ -9,16 +9,17 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..pruning.calibration import stream
-from ..pruning.layers import Matrix, decoder_blocks, is_language_model, prunable_matrices
-from ..pruning.masks import Masks
-from ..pruning.undo import Undo
-from ..sources.text import check_windows
-from .adapted import adapted_modules
+from ...pruning.calibration import stream
+from ...pruning.layers import Matrix, decoder_blocks, is_language_model, prunable_matrices
+from ...pruning.masks import Masks
+from ...pruning.undo import Undo
+from ...sources.text import check_windows
+from ..adapters.modules import adapted_modules
+from ..loop.settings import check_whole
 from .descent import Descent
-from .layerwise import Layerwise, Reconstructed
 from .optimum import check_ridge
 from .units import groups, parse_unit
+from .work import Layerwise, Reconstructed
 
 __all__ = ["Reconstructed", "reconstruct"]
 
@@ -164,6 +165,7 @@ def _check_pair(model: nn.Module, dense: nn.Module, masks: Masks) -> None:
 
 
 def _checked(model: nn.Module, calibration: torch.Tensor, length: int, batch: int) -> torch.Tensor:
+    check_whole(length=length, batch=batch)
     if length < 2 or batch < 1:
         raise ValueError(f"length={length}, batch={batch}: want length >= 2 and batch >= 1")
     if not isinstance(calibration, torch.Tensor):

@@ -1,17 +1,32 @@
 """How a retraining runs: the settings of its optimiser, schedule and precision, checked."""
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from .schedules import Schedule, factors
-from .subsets import subset_parts
+from ..schedules import Schedule, factors
+from ..subsets import subset_parts
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bfloat16", "float16")
+
+
+def check_whole(**values: object) -> None:
+    """Raise ValueError naming the first value that is no whole number.
+
+    >>> check_whole(steps=2.0)
+    Traceback (most recent call last):
+    ValueError: steps is 2.0; it must be a whole number
+    """
+    for name, value in values.items():
+        try:
+            operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         subset_parts(self.subset)
+        check_whole(steps=self.steps, batch=self.batch, accumulate=self.accumulate)
         if self.batch < 1 or self.accumulate < 1:
             raise ValueError(
                 f"batch is {self.batch} and accumulate is {self.accumulate}; both must be at least 1"
@@ -51,7 +67,9 @@ class Settings:
                 "[0, 1]"
             )
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; the optimizers are adamw and sgd")
+            raise ValueError(
+                f"unknown optimizer {self.optimizer!r}; the optimizers are {' and '.join(OPTIMIZERS)}"
+            )
         if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 f"momentum={self.momentum}, weight_decay={self.weight_decay}: want momentum in [0, 1), "
@@ -60,7 +78,7 @@ class Settings:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; it is the largest norm of the gradient, or None")
         if self.autocast is not None and self.autocast not in PRECISIONS:
-            raise ValueError(f"unknown autocast {self.autocast!r}; want bfloat16, float16 or None")
+            raise ValueError(f"unknown autocast {self.autocast!r}; want {', '.join(PRECISIONS)} or None")
         steps = factors(self.schedule, self.steps, self.warmup)
         object.__setattr__(self, "rates", [self.lr * factor for factor in steps])
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ..pruning.layers import Matrix, prunable_matrices
-from ..pruning.masks import Masks
-from .adapted import adapted_modules
+from ...pruning.layers import Matrix, prunable_matrices
+from ...pruning.masks import Masks
+from .modules import adapted_modules
 
 
 def chosen_matrices(

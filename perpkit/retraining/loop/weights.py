@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..pruning.masks import Masks
+from ...pruning.masks import Masks
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -49,6 +49,12 @@ class Weights:
                 gradient = parameter.grad.float()
                 master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 parameter.grad = None
+
+    def mask_gradients(self) -> None:
+        """Make the gradients of pruned weights zero: they do not count in the norm that is clipped."""
+        for _, weight, kept in self._masked:
+            if weight.grad is not None:
+                weight.grad.mul_(kept)
 
     @torch.no_grad()
     def settle(self) -> None:

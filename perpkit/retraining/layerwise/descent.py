@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..pruning.layers import Matrix
-from ..pruning.masks import Masks
-from .adapted import adapted_modules, take_off
-from .adapters import attach, check_kind, merge
-from .schedules import llr
-from .weights import Weights
+from ...pruning.layers import Matrix
+from ...pruning.masks import Masks
+from ..adapters.attach import attach, check_kind
+from ..adapters.merge import merge
+from ..adapters.modules import adapted_modules, take_off
+from ..loop.settings import check_whole
+from ..loop.weights import Weights
+from ..schedules import llr
 
 Forward = Callable[[int], torch.Tensor]
 
@@ -40,6 +42,7 @@ class Descent:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_whole(steps=self.steps)
         if self.steps < 1 or not 0 < self.lr < math.inf:
             raise ValueError(f"steps={self.steps}, lr={self.lr}: want steps >= 1 and lr > 0")
         if self.trainable != "full":

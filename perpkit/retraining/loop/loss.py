@@ -10,8 +10,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..subsets import head_of
 from .evaluating import evaluating
-from .subsets import head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,8 +7,8 @@ import sys
 import torch
 from torch import nn
 
-from ..pruning.layers import is_language_model
-from ..sources.text import check_windows
+from ...pruning.layers import is_language_model
+from ...sources.text import check_windows
 from .checkpoint import checksum
 from .evaluating import evaluating
 from .loss import Distillation, language_loss, plain_head, rows_loss

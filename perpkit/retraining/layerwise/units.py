@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..pruning.calibration import Part
-from ..pruning.layers import Matrix
+from ...pruning.calibration import Part
+from ...pruning.layers import Matrix
 
 UNITS = "'matrix', 'submodule', 'block' and 'window:n', n blocks together"
 

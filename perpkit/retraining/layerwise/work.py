@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..pruning.calibration import Part
-from ..pruning.inputs import expert_rows, input_rows
-from ..pruning.layers import Matrix, block_name
-from ..pruning.masks import Masks
+from ...pruning.calibration import Part
+from ...pruning.inputs import expert_rows, input_rows
+from ...pruning.layers import Matrix, block_name
+from ...pruning.masks import Masks
 from .descent import Descent, Forward, relative_error
 from .optimum import Moments, optimum
 from .units import Unit, exchanged, inputs_of, levels, submodules

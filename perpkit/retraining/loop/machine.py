@@ -53,6 +53,7 @@ class Machine:
         """Move the weights; a step whose float16 gradients overflowed is left out and the scale lowered."""
         self.scaler.unscale_(optimizer)
         if self.settings.clip is not None:
+            weights.mask_gradients()
             nn.utils.clip_grad_norm_(weights.masters, self.settings.clip)
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -108,6 +109,7 @@ class Accelerated(Machine):
 
     def step(self, optimizer: torch.optim.Optimizer, weights: Weights) -> None:
         if self.settings.clip is not None:
+            weights.mask_gradients()
             self.accelerator.clip_grad_norm_(weights.masters, self.settings.clip)
         optimizer.step()
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..pruning.layers import Matrix
+from ...pruning.layers import Matrix
+from ..subsets import dotted
 from .masklora import mask_lora_linear
 
 KINDS = ("lora", "lora_prune", "scale_lora", "mask_lora")
@@ -144,7 +145,7 @@ def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
 
 def matrices_of(name: str, module: Adapted, key: str) -> list[Matrix]:
     """The matrices that one adapted parameter holds, one for each expert of a fused mixture."""
-    parameter = f"{name}.{key}" if name else key
+    parameter = dotted(name, key)
     count = module.factors(key)[0]
     if count.ndim == 2:
         return [Matrix(parameter, parameter, module)]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -119,6 +120,10 @@ class Run:
             loss = self.machine.mean(self.task.loss(self.called, self.latest, self.machine.device))
         self._require_loss(loss, f"after step {len(self.history)}")
 
+    def table(self) -> pd.DataFrame:
+        """The finished steps."""
+        return pd.DataFrame(self.history, columns=["step", "loss", "lr"])
+
     def close(self) -> None:
         """Give the model back as it came, masked even when a step was interrupted."""
         self.weights.settle()
@@ -129,15 +134,16 @@ class Run:
     def open(self, path: str | Path, every: int) -> None:
         """Keep the run in a file from now on, and go on from what the file holds.
 
-        Raises ValueError for a file of another run, an interval below 1, and a model spread by FSDP.
+        Raises ValueError for a file of another run and a model spread by FSDP.
         """
-        if every < 1:
-            raise ValueError(f"checkpoint_every is {every}; it is a number of steps, at least 1")
         if self.weights.spread():
             raise ValueError(
                 "a checkpoint cannot hold a model that is spread over processes; use accelerator.save_state"
             )
-        same = identity(self.settings, self.model, self.weights.trained, self.weights.masks, self.task.data)
+        weights = self.weights
+        same = identity(
+            self.settings, self.model, weights.trained, weights.masks, self.task.data, weights.buffers
+        )
         same |= {"distillation": self.task.teacher_identity(), "processes": str(self.machine.processes)}
         self.every, self.file = every, Checkpoint(path, same)
         self.start = checksum(dict(self.weights.trained))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..pruning.layers import Matrix
-from ..pruning.masks import Masks
-from .adapted import Adapter
-from .adapter_targets import matrices_by_parameter
-from .adapters import check_kind, install
+from ...pruning.layers import Matrix
+from ...pruning.masks import Masks
+from .attach import check_kind, install
+from .modules import Adapter
+from .targets import matrices_by_parameter
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -13,7 +13,7 @@ _GENERATOR = threading.Lock()
 
 
 def draws_noise(model: nn.Module) -> bool:
-    """Whether some dropout of the model is active in training.
+    """Whether some dropout, or the noise of a mixture's router, is active in training.
 
     >>> draws_noise(nn.Sequential(nn.Dropout(0.0))), draws_noise(nn.Sequential(nn.Dropout(0.1)))
     (False, True)
@@ -22,8 +22,9 @@ def draws_noise(model: nn.Module) -> bool:
         if isinstance(module, _DropoutNd) and module.p > 0:
             return True
         # transformers keeps rates as numbers: dropout, attention_dropout, layerdrop, drop_prob, attn_pdrop, …
+        # and jitter_noise, router_jitter_noise of mixtures.
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float) and value > 0:
+            if ("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
                 return True
     return False
 
@@ -31,9 +32,9 @@ def draws_noise(model: nn.Module) -> bool:
 class Noise:
     """The random numbers of a retraining, fixed by its seed and the number of the batch.
 
-    A model without active dropout never touches a global generator. With dropout, the generators are lent out
-    for one batch, forward and backward, under a lock, and put back as they were: retrainings in several
-    threads take turns, and callbacks between the batches find the caller's generators.
+    A model without active noise never touches a global generator. With it, the generators are lent out for
+    one batch, forward and backward, under a lock, and put back as they were: retrainings in several threads
+    take turns, and callbacks between the batches find the caller's generators.
 
     >>> noise, before = Noise(nn.Dropout(0.5), torch.device("cpu"), seed=0), torch.get_rng_state()
     >>> with noise.batch(3):
