@@ -20,6 +20,10 @@ from .retraining.freezing import gradual_plan as gradual_plan
 from .retraining.iterative import imp as imp
 from .retraining.layerwise.reconstruct import reconstruct as reconstruct
 from .retraining.loop.retrain import retrain as retrain
+from .retraining.schedules import allr as allr
+from .retraining.schedules import allr_start as allr_start
+from .retraining.schedules import lrw as lrw
+from .retraining.schedules import plateau as plateau
 from .retraining.subsets import subset_parameters as subset_parameters
 from .retraining.subsets import trainable_share as trainable_share
 from .retraining.subsets import untie_head as untie_head

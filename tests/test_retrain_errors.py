@@ -9,6 +9,7 @@ import torch
 from retrain_parts import same, snapshot, train
 
 from perpkit.pruning.prune import prune
+from perpkit.retraining.loop.retrain import retrain
 from perpkit.retraining.subsets import untie_head
 
 
@@ -143,3 +144,44 @@ def test_data_of_another_kind_is_refused(pruned, windows):
     refused(
         pruned[0], (windows, windows), pruned[1], r"OPTForCausalLM learns from token windows \[n, length\]"
     )
+
+
+def test_a_head_that_was_tied_is_tied_again_when_nothing_was_trained(make_model, windows, tmp_path):
+    model = make_model("opt")
+    masks = prune(model, "magnitude", sparsity=0.6)
+    before = snapshot(model)
+
+    def tied():
+        return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+    with pytest.raises(ValueError, match="Try lr="):
+        train(model, windows, masks, subset="head", lr=1e30)
+    assert tied()
+    train(copy.deepcopy(model), windows, masks, subset="head", checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="another"):
+        train(model, windows, masks, subset="head", lr=0.5, checkpoint=tmp_path / "run.pt")
+    assert tied()
+    assert model.config.tie_word_embeddings
+    assert same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"masks": None}, "masks is a NoneType; give what prune has returned"),
+        ({"subset": ["norms", "biases"]}, "write a union with plus signs"),
+        ({"lr": "0.1"}, "lr is '0.1'; it must be a number"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_errors_in_words(pruned, windows, changes, words):
+    model, masks = pruned
+    before = snapshot(model)
+    given = {"masks": masks, "subset": "biases", "lr": 0.1, "steps": 2, "progress": False, **changes}
+    with pytest.raises(ValueError, match=words):
+        retrain(model, windows, **given)
+    assert same(model, before)
+
+
+def test_spaces_around_the_plus_do_no_harm(pruned, windows):
+    model, masks = pruned
+    assert len(train(model, windows, masks, subset="norms + biases")) == 4

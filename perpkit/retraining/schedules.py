@@ -199,8 +199,8 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "slr": slr,
 }
 _WITH_SETTINGS = {
-    "lrw": "functools.partial(lrw, share=T_rt/T, original=…)",
-    "allr": "functools.partial(allr, start=allr_start(model, masks, dense, share=T_rt/T))",
+    "lrw": "functools.partial(pk.lrw, share=T_rt/T, original=…)",
+    "allr": "functools.partial(pk.allr, start=pk.allr_start(model, masks, dense, share=T_rt/T))",
 }
 
 

@@ -71,7 +71,9 @@ def subset_parts(subset: str) -> list[str]:
     >>> subset_parts("biases+norms")
     ['biases', 'norms']
     """
-    parts = subset.split("+")
+    if not isinstance(subset, str):
+        raise ValueError(f"subset is {subset!r}; write a union with plus signs, 'biases+norms'")
+    parts = [part.strip() for part in subset.split("+")]
     for part in parts:
         if part not in ALL_SUBSETS:
             near = difflib.get_close_matches(part, ALL_SUBSETS, n=1)
@@ -155,6 +157,14 @@ def untie_head(model: nn.Module) -> None:
         assert head is not None
         head.weight = nn.Parameter(_own(head)["weight"].detach().clone())
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+
+def tie_head(model: nn.Module) -> None:
+    """Share the input embedding's matrix with the head again, in place: the way back from `untie_head`."""
+    head = head_of(model)
+    assert head is not None
+    head.weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    model.config.tie_word_embeddings = True  # type: ignore[union-attr]
 
 
 def needs_untied_head(subset: str) -> bool:

@@ -12,7 +12,14 @@ from tqdm.auto import tqdm
 from ...pruning.masks import Masks
 from ..adapters.attach import check_adapter_masks
 from ..schedules import Schedule
-from ..subsets import head_is_tied, needs_untied_head, subset_parameters, subset_parts, untie_head
+from ..subsets import (
+    head_is_tied,
+    needs_untied_head,
+    subset_parameters,
+    subset_parts,
+    tie_head,
+    untie_head,
+)
 from .checkpoint import check_checkpoint
 from .loss import Distillation
 from .machine import Accelerated, Machine
@@ -118,7 +125,8 @@ def retrain(
     distillation = Distillation(distill_weight, temperature)
     machine, task = prepare(model, data, masks, settings, accelerator, checkpointing, distill, distillation)
     # Last of all, so that an error leaves the model as it was.
-    if needs_untied_head(subset):
+    tied = needs_untied_head(subset) and head_is_tied(model)
+    if tied:
         untie_head(model)
     trained = subset_parameters(model, subset)
 
@@ -128,10 +136,10 @@ def retrain(
         inside.enter_context(gradient_checkpointing(model, checkpointing))
         run = Run(machine, task, Weights(trained, masks, statistics), settings)
         inside.callback(run.close)
-        if checkpoint is not None:
-            run.open(checkpoint, checkpoint_every)
-        bar = inside.enter_context(_bar(steps, len(run.history), progress and machine.rank == 0))
         try:
+            if checkpoint is not None:
+                run.open(checkpoint, checkpoint_every)
+            bar = inside.enter_context(_bar(steps, len(run.history), progress and machine.rank == 0))
             while len(run.history) < steps and not (run.stopped(stop) or run.cancelled(cancelled)):
                 step, loss = run.step()
                 bar.update()
@@ -141,6 +149,8 @@ def retrain(
             run.finish()
         except BaseException as error:
             error.history = run.table()  # type: ignore[attr-defined]
+            if tied and run.good == 0 and isinstance(error, ValueError):
+                tie_head(model)
             raise
     return run.table()
 
@@ -166,6 +176,8 @@ def prepare(
     >>> machine.device
     device(type='cpu')
     """
+    if not isinstance(masks, Masks):
+        raise ValueError(f"masks is a {type(masks).__name__}; give what prune has returned, or Masks({{}})")
     masks.check(model)
     check_adapter_masks(model, masks)
     machine = Machine(model, settings) if accelerator is None else Accelerated(model, settings, accelerator)

@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import nn
@@ -57,6 +58,9 @@ class Settings:
     def __post_init__(self) -> None:
         subset_parts(self.subset)
         check_whole(steps=self.steps, batch=self.batch, accumulate=self.accumulate)
+        for name in ("lr", "warmup", "momentum", "weight_decay"):
+            if not isinstance(getattr(self, name), Real):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number")
         if self.batch < 1 or self.accumulate < 1:
             raise ValueError(
                 f"batch is {self.batch} and accumulate is {self.accumulate}; both must be at least 1"
