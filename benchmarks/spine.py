@@ -19,7 +19,7 @@ import torch
 from _bars import Bars
 
 import perpkit as pk
-from perpkit.experiments.grid import recommended_lr
+from perpkit.experiments.experiment import recommended_lr
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perpkit import cli, demo
+from perpkit.cli import workers as working
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -27,7 +28,7 @@ def ctrl_c_as_before():
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """No worker processes for a demonstration that does nothing."""
-    monkeypatch.setattr(cli, "_cores", lambda: {0})
+    monkeypatch.setattr(cli.demo, "cores", lambda: {0})
 
 
 def perpkit(*arguments):
@@ -61,26 +62,27 @@ def test_out_is_where_everything_goes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "workers"), [({0}, []), ({0, 1}, [2]), ({0, 1, 2, 3}, [2])])
-def test_workers_are_started_where_there_are_cores(monkeypatch, cores, workers):
-    started = []
+def test_workers_are_started_where_there_are_cores(monkeypatch, tmp_path, cores, workers):
+    started, told = [], []
 
     class Pool(ThreadPoolExecutor):
         def __init__(self, count, **options):
             super().__init__(count)
             started.append(count)
 
-    monkeypatch.setattr(cli, "_cores", lambda: cores)
-    monkeypatch.setattr(cli, "ProcessPoolExecutor", Pool)
-    with cli._workers() as executor:
-        assert (executor is None) == (workers == [])
+    monkeypatch.setattr(cli.demo, "cores", lambda: cores)
+    monkeypatch.setattr(working, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(demo, "run_demo", lambda out, executor: told.append(executor is None))
+    assert perpkit("demo", "--out", tmp_path).exit_code == 0
     assert started == workers
+    assert told == [workers == []]
 
 
 @posix
 def test_workers_are_born_deaf_to_ctrl_c():
     asked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     command = [sys.executable, "-c", asked]
-    with cli._born_deaf_to_ctrl_c():
+    with working._born_deaf_to_ctrl_c():
         assert subprocess.check_output(command, text=True).strip() == "True"
     assert subprocess.check_output(command, text=True).strip() == "False"
 
@@ -102,7 +104,7 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path):
     found = perpkit("demo", "--out", tmp_path / "file")
     assert found.exit_code == 1
     (line,) = found.stderr.splitlines()
-    assert line.startswith("perpkit demo: cannot create the folder of the store")
+    assert line.startswith("perpkit demo: cannot create the folder of")
     assert str(tmp_path / "file") in line
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -121,7 +123,7 @@ def test_only_the_executors_stumble_over_cancelled_rows_is_not_reported(capsys):
     from concurrent.futures import InvalidStateError
 
     for error in (InvalidStateError("CANCELLED"), RuntimeError("a real one")):
-        cli._unless_already_cancelled(threading.ExceptHookArgs((type(error), error, None, None)))
+        working._unless_already_cancelled(threading.ExceptHookArgs((type(error), error, None, None)))
     said = capsys.readouterr().err
     assert "a real one" in said
     assert "CANCELLED" not in said

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     demo.demo_grid = grid
     if sys.argv[3] == "alone":
         demo._execute_notebook = lambda out, store: None
-    cli._cores = lambda: {0, 1}
+    cli.demo.cores = lambda: {0, 1}
     cli.main(["demo", "--out", sys.argv[1]])
 """
 

@@ -5,7 +5,7 @@ import pytest
 
 import perpkit as pk
 from perpkit import demo
-from perpkit.experiments import sweep as sweeping
+from perpkit.experiments import run as running
 
 SPARSITIES = [0.5, 0.7]
 RETRAININGS = ["none", "biases+norms", "full"]
@@ -35,7 +35,7 @@ def ran(monkeypatch):
         listed.append(experiment)
         return made_row(experiment)
 
-    monkeypatch.setattr(sweeping, "run", run)
+    monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(
         demo, "demo_grid", lambda: pk.Grid(sparsity=SPARSITIES, retrain=RETRAININGS, steps=2, seed=range(3))
     )

@@ -6,7 +6,7 @@ import pytest
 from explorer_parts import SOON, Runs, shown, words
 
 import perpkit as pk
-from perpkit.experiments import sweep as sweeping
+from perpkit.experiments import run as running
 from perpkit.interactive import explorers
 
 
@@ -18,7 +18,7 @@ def store(tmp_path) -> pk.Store:
 @pytest.fixture
 def runs(monkeypatch) -> Runs:
     runs = Runs()
-    monkeypatch.setattr(sweeping, "run", runs)
+    monkeypatch.setattr(running, "run", runs)
     return runs
 
 

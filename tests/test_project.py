@@ -26,6 +26,7 @@ ALLOWED_ROOMS = {
     "evaluation": {"sources", "pruning"},
     "experiments": {"sources", "pruning", "retraining", "evaluation"},
     "interactive": {"sources", "pruning", "retraining", "evaluation", "experiments"},
+    "cli": {"sources", "pruning", "retraining", "evaluation", "experiments", "interactive", "demo"},
 }
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import perpkit as pk
-from perpkit.experiments import sweep as sweeping
-from perpkit.experiments.grid import RESULT_FORMAT
-from perpkit.experiments.sweep import run
+from perpkit.experiments import run as running
+from perpkit.experiments.experiment import RESULT_FORMAT
+from perpkit.experiments.run import run
 
 SHORT = {"length": 16, "steps": 2, "batch": 2}
+COST = ["seconds", "seconds_prune", "seconds_retrain", "seconds_measure", "tokens_per_second", "peak_memory"]
 REAL = {"sparsity": [0.6, 0.3], "retrain": ["none", "biases", "full"], **SHORT}
 
 
@@ -35,7 +36,7 @@ def ran(monkeypatch):
         listed.append(experiment.sparsity)
         return made_row(experiment)
 
-    monkeypatch.setattr(sweeping, "run", cheap)
+    monkeypatch.setattr(running, "run", cheap)
     return listed
 
 
@@ -127,19 +128,33 @@ def real(tmp_path_factory):
 
 def test_a_row_holds_the_inputs_and_what_was_measured(real):
     experiments = list(pk.Grid(**REAL))
-    assert [*experiments[0].asdict()] == list(real.columns)[:10]
+    assert [*experiments[0].asdict()] == list(real.columns)[:25]
     for name in ("model", "criterion", "sparsity", "retrain", "steps", "batch", "lr", "seed"):
         assert list(real[name]) == [getattr(e, name) for e in experiments]
     assert real.protocol.unique().tolist() == ["storyworld (seed 0), test split, 160 windows of 16 tokens"]
     assert real.dense_perplexity.nunique() == real.floor.nunique() == 1
     assert (real.floor < real.dense_perplexity).all()
     assert (real.seconds > 0).all()
+    assert (real.seconds == real.seconds_prune + real.seconds_retrain).all()
+    trained = real.retrain != "none"
+    assert (real.seconds_retrain > 0).tolist() == trained.tolist()
+    tokens = real.steps * real.batch * 16
+    assert (real.tokens_per_second * real.seconds_retrain)[trained].tolist() == pytest.approx(
+        tokens[trained].tolist()
+    )
+    assert real.tokens_per_second[~trained].isna().all()
+    assert (real.peak_memory > 1e6).all()
+    assert real.reached_sparsity.tolist() == pytest.approx(real.sparsity.tolist(), abs=1e-4)
+    assert real.error.isna().all()
 
 
 def test_whoever_changes_the_columns_of_a_row_raises_the_result_format(real):
-    columns = "model text criterion sparsity retrain steps lr batch length seed".split()
-    measured = "perplexity dense_perplexity floor trainable_share seconds protocol".split()
-    assert (RESULT_FORMAT, list(real.columns)) == (2, columns + measured)
+    columns = [*pk.Experiment().asdict()]
+    measured = (
+        "perplexity dense_perplexity floor reached_sparsity trainable_share seconds seconds_prune "
+        "seconds_retrain seconds_measure tokens_per_second peak_memory device protocol error"
+    ).split()
+    assert (RESULT_FORMAT, len(columns), list(real.columns)) == (3, 25, columns + measured)
 
 
 def test_a_row_is_what_the_calls_of_a_notebook_give(real):
@@ -163,17 +178,16 @@ def test_a_row_is_what_the_calls_of_a_notebook_give(real):
 def test_threads_give_the_same_rows(real, store):
     with ThreadPoolExecutor(2) as executor:
         results = sweep(pk.Grid(**REAL), store, executor=executor)
-    pd.testing.assert_frame_equal(results.drop(columns="seconds"), real.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(results.drop(columns=COST), real.drop(columns=COST))
 
 
 def test_the_dense_model_is_the_same_after_every_row(real, store):
-    real_files = pk.Experiment(length=16).files()
-    dense = sweeping._dense("tiny-opt", "storyworld", 16, real_files)
+    dense = running._loaded(pk.Experiment(length=16), None)
     before = {name: tensor.clone() for name, tensor in dense.model.state_dict().items()}
     sweep(pk.Grid(retrain=["full", "head"], **SHORT), store)
     for name, tensor in dense.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert dense.perplexity == real.dense_perplexity[0]
+    assert dense is running._loaded(pk.Experiment(length=16), None)
 
 
 def test_a_seed_gives_its_row_and_another_seed_another(store, generators_unchanged):
@@ -197,7 +211,7 @@ def test_worker_processes_give_the_same_rows(real, store):
     columns = ["perplexity", "dense_perplexity", "floor"]
     # Another number of threads may add in another order.
     pd.testing.assert_frame_equal(results[columns], real[columns], rtol=1e-4)
-    same = real.columns.difference([*columns, "seconds"], sort=False)
+    same = real.columns.difference([*columns, *COST, "device"], sort=False)
     pd.testing.assert_frame_equal(results[same], real[same])
 
 

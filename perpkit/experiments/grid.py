@@ -1,152 +1,20 @@
-"""What a run is made of: one experiment's inputs, and the grid that is their product."""
+"""Many experiments: the product of lists of inputs."""
 
 import dataclasses
-import difflib
-import hashlib
-import inspect
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
-from ..pruning.prune import CRITERIA
-from ..retraining.subsets import SUBSETS
-from ..sources import grammar, storyworld, world
-from ..sources.embedded import EMBEDDED_MODELS, data_folder
+from .experiment import Experiment, unknown
 
-# Rows computed under another format are never mixed with these: raise it when a result changes its meaning.
-RESULT_FORMAT = 2
-# What defines the embedded language. Its code, not a sample of it: some choices show only after thousands
-# of stories.
-LANGUAGE = (world, grammar, storyworld)
+if TYPE_CHECKING:
+    from .estimate import Estimate
+    from .store import Store
 
-_TYPES = {
-    "model": str,
-    "text": str,
-    "sparsity": float,
-    "steps": int,
-    "lr": float,
-    "batch": int,
-    "length": int,
-    "seed": int,
-}
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """All inputs of one run: prune, retrain, measure.
-
-    `retrain` is "none" or a parameter subset; `lr` None takes the recommended rate of the model
-    (`recommended_lr`). A seed changes the order of the training windows and random pruning.
-
-    Raises ValueError naming a bad value and the valid ones.
-
-    >>> experiment = Experiment(sparsity=0.5, retrain="biases")
-    >>> experiment.steps, Experiment(**experiment.asdict()) == experiment
-    (100, True)
-    """
-
-    model: str = "tiny-opt"
-    text: str = "storyworld"
-    criterion: str = "magnitude"
-    sparsity: float = 0.5
-    retrain: str = "none"
-    steps: int = 100
-    lr: float | None = None
-    batch: int = 8
-    length: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        # The same value names the same row, whether it came as 1, 1.0 or numpy's.
-        for name, kind in _TYPES.items():
-            value = getattr(self, name)
-            if value is not None and type(value) is not kind:
-                object.__setattr__(self, name, kind(value))
-        if self.criterion not in CRITERIA:
-            raise ValueError(_unknown("criterion", self.criterion, CRITERIA))
-        if not 0 <= self.sparsity <= 1:
-            raise ValueError(f"sparsity is {self.sparsity}; it is a fraction between 0 and 1")
-        if self.retrain == "none":
-            # Without retraining these change nothing: one row, not one for every combination.
-            object.__setattr__(self, "steps", 0)
-            object.__setattr__(self, "batch", 0)
-            object.__setattr__(self, "lr", 0.0)
-            if self.criterion != "random":
-                object.__setattr__(self, "seed", 0)
-            return
-        for part in self.retrain.split("+"):
-            if part == "none":
-                raise ValueError(f"retrain is {self.retrain!r}; 'none' stands alone")
-            if part not in SUBSETS:
-                raise ValueError(_unknown("retrain", part, ("none", *SUBSETS)))
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps is {self.steps} and batch is {self.batch}; both must be at least 1")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}; it must be positive")
-        if self.lr is None:
-            object.__setattr__(self, "lr", recommended_lr(self.model, self.retrain))
-
-    def asdict(self) -> dict:
-        """The inputs as a plain dictionary, one column of a result each."""
-        return dataclasses.asdict(self)
-
-    def key(self) -> str:
-        """A digest of the inputs, what the text and the model are read from, and the result format."""
-        inputs = {**self.asdict(), "files": self.files(), "format": RESULT_FORMAT}
-        if self.text == "storyworld":
-            inputs["language"] = _language()
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
-
-    def files(self) -> tuple[str, str]:
-        """Digests of the local files that the model and the text are read from."""
-        return _digest(_model_files(self.model)), _digest([Path(self.text).expanduser()])
-
-
-def recommended_lr(model: str, subset: str) -> float:
-    """The learning rate that recovered most in our own search over rates.
-
-    For the embedded model it is read from its recipe; for any other model it is the same table scaled down
-    and held within what PERP searched (at most 5e-4, section 4): a start, not an optimum.
-
-    >>> recommended_lr("tiny-opt", "full") < recommended_lr("tiny-opt", "biases")
-    True
-    """
-    recipe = json.loads(data_folder("models", "tiny-opt", "recipe.json").read_text())
-    rates = recipe["retraining_rates"]
-    # A union takes the rate of its most delicate part.
-    rate = min(rates[part] for part in subset.split("+"))
-    return rate if model in EMBEDDED_MODELS else min(rate / 100, 5e-4)
-
-
-@lru_cache
-def _language() -> str:
-    """A digest of the code that tells the stories."""
-    return hashlib.sha256("".join(map(inspect.getsource, LANGUAGE)).encode()).hexdigest()
-
-
-def _model_files(model: str) -> list[Path]:
-    folder = data_folder("models", "tiny-opt") if model in EMBEDDED_MODELS else Path(model).expanduser()
-    return sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
-
-
-def _digest(files: list[Path]) -> str:
-    """What tells one version of local files from another; what is on the Hub goes by its name."""
-    digest = hashlib.sha256()
-    for file in filter(Path.is_file, files):
-        facts = file.stat()
-        # Large files are told apart by size and time: reading them would cost more than the run.
-        small = facts.st_size < 2**24
-        digest.update(file.read_bytes() if small else f"{facts.st_size} {facts.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _unknown(axis: str, value: object, valid: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {axis} {value!r}{hint} Valid are {', '.join(valid)}"
+AXES = tuple(field.name for field in dataclasses.fields(Experiment))
 
 
 class Grid:
@@ -156,20 +24,65 @@ class Grid:
     >>> len(grid)
     8
 
-    (Without retraining the seed changes nothing, so "none" is run once for each sparsity.)
+    (Without retraining the seed changes nothing, so "none" is run once for each sparsity.) Likewise an axis
+    counts only where it means something: `rank` with adapters, `unit_lr` with a unit, and a `pattern` says
+    the sparsity itself. Grids are united by `+`.
 
     Raises ValueError for an axis that no experiment has, an empty axis, or a bad value.
     """
 
     def __init__(self, **axes):
-        fields = [field.name for field in dataclasses.fields(Experiment)]
         for axis in axes:
-            if axis not in fields:
-                raise ValueError(_unknown("axis", axis, tuple(fields)))
+            if axis not in AXES:
+                raise ValueError(unknown("axis", axis, AXES))
         values = {axis: _values(axis, given) for axis, given in axes.items()}
         combinations = itertools.product(*values.values())
         found = (Experiment(**dict(zip(values, combination, strict=True))) for combination in combinations)
         self.experiments = list(dict.fromkeys(found))
+
+    @classmethod
+    def of(cls, experiments: Iterable[Experiment]) -> "Grid":
+        """A grid of given experiments, each once.
+
+        >>> Grid.of([Experiment(), Experiment()])
+        Grid(1 experiment)
+        """
+        grid = cls()
+        grid.experiments = list(dict.fromkeys(experiments))
+        return grid
+
+    @classmethod
+    def from_file(cls, path: str | Path, **axes) -> "Grid":
+        """The grid that a YAML or JSON file describes: a mapping from axes to values or lists, or a list of
+        such mappings, which are united. Further `axes` replace those of the file.
+
+        Raises ValueError for a file that cannot be read or understood, naming the line.
+
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "grid.yaml"
+        >>> _ = file.write_text("sparsity: [0.5, 0.7]\\nretrain: biases\\nseed: [0, 1]")
+        >>> Grid.from_file(file, sparsity=0.6)
+        Grid(2 experiments)
+        """
+        path = Path(path).expanduser()
+        parts = _read(path)
+        try:
+            grids = [cls(**{**part, **axes}) for part in parts]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cls.of(itertools.chain.from_iterable(grids))
+
+    def estimate(self, store: Union["Store", str, Path, None] = None) -> "Estimate":
+        """How many rows there are, how many are left, and about how long those take here (`Estimate`).
+
+        >>> import tempfile
+        >>> grid = Grid(sparsity=[0.3, 0.5])
+        >>> grid.estimate(Path(tempfile.mkdtemp()) / "results.sqlite").left
+        2
+        """
+        from .estimate import estimate
+
+        return estimate(self, store)
 
     def __iter__(self) -> Iterator[Experiment]:
         return iter(self.experiments)
@@ -177,8 +90,11 @@ class Grid:
     def __len__(self) -> int:
         return len(self.experiments)
 
+    def __add__(self, other: "Grid") -> "Grid":
+        return Grid.of([*self, *other])
+
     def __repr__(self) -> str:
-        return f"Grid({len(self)} experiments)"
+        return f"Grid({len(self)} experiment{'' if len(self) == 1 else 's'})"
 
 
 def _values(axis: str, given) -> list:
@@ -186,3 +102,46 @@ def _values(axis: str, given) -> list:
     if not values:
         raise ValueError(f"the axis {axis!r} is empty")
     return values
+
+
+def _read(path: Path) -> list[dict]:
+    """The mappings of a grid file."""
+    import yaml
+
+    try:
+        words = path.read_text(encoding="utf-8")
+        # JSON first: YAML does not take its tabs.
+        found = json.loads(words) if path.suffix == ".json" else yaml.load(words, _loader())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the grid {str(path)!r}: {error}") from error
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"cannot understand the grid {str(path)!r}: {' '.join(str(error).split())}"
+        ) from error
+    parts = found if isinstance(found, list) else [found]
+    for part in parts:
+        if not isinstance(part, Mapping) or not all(isinstance(axis, str) for axis in part):
+            raise ValueError(
+                f"the grid {str(path)!r} must be a mapping from axes to values, such as 'sparsity: [0.5, "
+                f"0.7]', or a list of mappings; it has {part!r}"
+            )
+    if not parts:
+        raise ValueError(f"the grid {str(path)!r} is empty")
+    return [dict(part) for part in parts]
+
+
+def _loader():
+    """YAML's safe loader with the numbers of YAML 1.2: 2:4 is a word, not 124 to the base of sixty."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012 - as its base class has it
+            first: [(tag, words) for tag, words in resolvers if not tag.endswith((":int", ":float"))]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    starts = list("-+.0123456789")
+    number = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), starts)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{number}$"), starts)
+    return Loader

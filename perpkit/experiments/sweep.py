@@ -1,64 +1,75 @@
 """Sweeps: run a grid of experiments, keep every finished row, return one tidy table."""
 
-import copy
-import time
-import uuid
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, wait
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..evaluation.perplexity import perplexity
-from ..pruning.prune import CALIBRATED, prune
-from ..retraining.loop.retrain import retrain
-from ..retraining.subsets import trainable_share, untie_head
-from ..sources.models import load_model
-from ..sources.text import Text, load_text
-from .grid import Experiment, Grid
+from .experiment import Experiment
+from .run import NotLoaded, attempt, failed_row, prepared_key
+from .shared import Cancelled
+from .stop import Stop
 from .store import Store
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+__all__ = ["Cancelled", "NothingComputed", "sweep"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
 # A training step takes no longer on the models of a lecture; a model being loaded may.
 SECONDS_TO_STOP = 3.0
 
 
-class Cancelled(Exception):
-    """The sweep was cancelled; finished rows are in the store."""
+class NothingComputed(ValueError):
+    """All rows of a sweep have failed; `first` is the error of the first, as it stands in its row."""
+
+    def __init__(self, first: str, words: str):
+        super().__init__(
+            f"{words}\n(retry_failed=True tries again; Store.table(failed=True) has the traceback)"
+        )
+        self.first = first
 
 
 def sweep(
-    grid: Grid | Iterable[Experiment],
+    grid: Iterable[Experiment],
     *,
     store: Store | str | Path | None = None,
     executor: Executor | None = None,
+    retry_failed: bool = False,
     progress: bool = True,
     on_row: Callable[[dict], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> pd.DataFrame:
     """Run every experiment of a grid that is not in the store and return one row each, in the grid's order.
 
-    A row holds the experiment's inputs, `perplexity`, `dense_perplexity`, `floor` (None where unknown),
-    `trainable_share`, `seconds` (pruning and retraining), and `protocol`. Each row is stored as soon as it is
-    finished, so a sweep that was interrupted goes on where it stopped. `executor` is any
-    `concurrent.futures.Executor`; without one the rows are computed here, one after the other. `cancelled()`
-    and Ctrl-C stop the rows in work within one training step (those on an executor get three seconds to say
-    so); an error in one row lets the others in work finish. The dense model, the text and the dense
-    perplexity are loaded and measured once in each process.
+    A row holds the experiment's inputs; `perplexity`, `dense_perplexity` and `floor` (None where unknown);
+    with tasks `accuracy`, their mean, `accuracy_stderr`, `accuracy_<task>` and `dense_accuracy`;
+    `reached_sparsity`, `trainable_share`; `seconds` (pruning, reconstruction and retraining) and
+    `seconds_<phase>`, `tokens_per_second` of the retraining, `peak_memory` in bytes, `device`, `protocol`,
+    and `error`, None when the row is finished.
 
-    Raises ValueError for bad inputs or a store that cannot be used, and Cancelled.
+    Each row is stored as soon as it is finished, so a sweep that was interrupted goes on where it stopped. A
+    row that fails is stored as failed, with its traceback (`Store.table(failed=True)`), and the others go on;
+    it is tried again with `retry_failed`. Rows whose model or text cannot be loaded are not stored.
+
+    Shared by the rows that one process computes, and so loaded or computed once: the dense model, its text
+    and what it reaches; the pruned model and with it the calibration statistics (each pruned block shapes the
+    statistics of the next, so they belong to one pruning); the reconstructed model. Rows are taken in the
+    order that keeps those together; the seconds of what is shared stand in every row.
+
+    `executor` is any `concurrent.futures.Executor`; without one the rows are computed here, one after the
+    other. `on_row(row)` is called here for every new row. `cancelled()` and Ctrl-C stop the rows in work
+    within one training step (those on an executor get three seconds to say so).
+
+    Raises ValueError for bad inputs, a store that cannot be used and when no row at all could be computed;
+    Cancelled; and BrokenExecutor when the executor has lost its workers.
 
     >>> import tempfile
-    >>> grid = Grid(sparsity=[0.3, 0.5], retrain="none")
+    >>> import perpkit as pk
+    >>> grid = pk.Grid(sparsity=[0.3, 0.5], retrain="none")
     >>> results = sweep(grid, store=Path(tempfile.mkdtemp()) / "results.sqlite", progress=False)
     >>> bool(results.perplexity[0] < results.perplexity[1])
     True
@@ -67,177 +78,138 @@ def sweep(
     experiments = list(grid)
     keys = [experiment.key() for experiment in experiments]
     rows = store.get(keys)
+    if retry_failed:
+        rows = {key: row for key, row in rows.items() if not row.get("error")}
     missing = {key: experiment for key, experiment in zip(keys, experiments, strict=True) if key not in rows}
 
-    def keep(key: str, row: dict) -> None:
-        store.put(key, row)
+    def keep(key: str, row: dict, *, stored: bool = True) -> None:
+        if stored:
+            store.put(key, row)
         rows[key] = row
         bar.update()
+        failed = sum(1 for each in rows.values() if each.get("error"))
+        if failed:
+            bar.set_postfix(failed=failed)
         if on_row is not None:
             on_row(row)
 
     with tqdm(total=len(rows) + len(missing), initial=len(rows), unit="row", disable=not progress) as bar:
+        work = _Work(_together(missing), keep)
         if executor is None:
-            for key, experiment in missing.items():
-                keep(key, run(experiment, cancelled))
+            work.here(cancelled)
         else:
-            _run_on(executor, missing, keep, cancelled, _Stop(store.path))
-    return pd.DataFrame([rows[key] for key in keys])
+            work.on(executor, cancelled, Stop(store.path))
+    return _table([rows[key] for key in keys])
 
 
-def _run_on(
-    executor: Executor,
-    missing: dict[str, Experiment],
-    keep: Callable[[str, dict], None],
-    cancelled: Callable[[], bool] | None,
-    stop: "_Stop",
-) -> None:
-    """Run the missing rows on an executor; an error is raised once those in work have ended."""
-    waiting: dict[Future, str] = {}
-    done: SimpleQueue[Future] = SimpleQueue()
-    failed: BaseException | None = None
+def _together(missing: dict[str, Experiment]) -> dict[str, Experiment]:
+    """The rows in an order that keeps those together that share a pruned, and then a reconstructed model."""
+    places: dict[tuple, int] = {}
+
+    def place(experiment: Experiment) -> tuple[int, int]:
+        pruned, prepared = prepared_key(replace(experiment, unit=None)), prepared_key(experiment)
+        return places.setdefault(pruned, len(places)), places.setdefault(prepared, len(places))
+
+    return dict(sorted(missing.items(), key=lambda item: place(item[1])))
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    """The rows as a table; raises when all have failed, warns when some have."""
+    failed = [row for row in rows if row.get("error")]
+    if failed:
+        first = failed[0]["error"]
+        words = f"{len(failed)} of {len(rows)} rows failed, the first with {first}"
+        if len(failed) == len(rows):
+            raise NothingComputed(first, first if len(rows) == 1 else words)
+        warnings.warn(f"{words}; see the column 'error'", stacklevel=3)
+    return pd.DataFrame(rows).drop(columns=["traceback", "format"], errors="ignore")
+
+
+class _Work:
+    """The rows that are missing, while they are computed."""
+
+    def __init__(self, missing: dict[str, Experiment], keep: Callable[..., None]):
+        self.missing, self.keep = missing, keep
+        self.unloadable: dict[tuple, str] = {}
+
+    def here(self, cancelled: Callable[[], bool] | None) -> None:
+        """Compute them in this thread, one after the other."""
+        for key, experiment in self.missing.items():
+            if not self._known_unloadable(key):
+                try:
+                    self.keep(key, attempt(experiment, cancelled))
+                except NotLoaded as error:
+                    self._not_loaded(key, error)
+
+    def on(self, executor: Executor, cancelled: Callable[[], bool] | None, stop: Stop) -> None:
+        """Compute them on an executor."""
+        waiting: dict[Future, str] = {}
+        done: SimpleQueue[Future] = SimpleQueue()
+        try:
+            for key, experiment in self.missing.items():
+                future = executor.submit(attempt, experiment, stop)
+                waiting[future] = key
+                future.add_done_callback(done.put)
+            while waiting:
+                if cancelled is not None and cancelled():
+                    raise Cancelled
+                for future in _next(done):
+                    # One that was withdrawn has its row already.
+                    if future in waiting:
+                        key = waiting.pop(future)
+                        self._take(key, future)
+                        for other in self._hopeless(waiting):
+                            other.cancel()
+                            self._known_unloadable(waiting.pop(other))
+        except BaseException as reason:
+            if isinstance(reason, KeyboardInterrupt):
+                tqdm.write("Stopping the rows in work; finished ones are kept.")
+            stop.set()
+            running = [future for future in waiting if not future.cancel()]
+            stop.clear_after(running)
+            for future in wait(running, SECONDS_TO_STOP).done:
+                if not future.cancelled() and future.exception() is None:
+                    self.keep(waiting[future], future.result())
+            raise
+
+    def _take(self, key: str, future: Future) -> None:
+        """Keep what came of a row."""
+        if future.cancelled():
+            raise Cancelled
+        error = future.exception()
+        if error is None:
+            self.keep(key, future.result())
+        elif isinstance(error, NotLoaded):
+            self._not_loaded(key, error)
+        elif isinstance(error, BrokenExecutor | Cancelled):
+            raise error
+        else:
+            # The executor's own: a worker that died again and again under this row, say.
+            words = f"{type(error).__name__}: {error}"
+            self.keep(key, failed_row(self.missing[key], words, words))
+
+    def _not_loaded(self, key: str, error: NotLoaded) -> None:
+        """This row and all of the same model and text, which would only wait for the same error."""
+        self.unloadable[_source(self.missing[key])] = f"ValueError: {error}"
+        self._known_unloadable(key)
+
+    def _known_unloadable(self, key: str) -> bool:
+        error = self.unloadable.get(_source(self.missing[key]))
+        if error is not None:
+            self.keep(key, failed_row(self.missing[key], error, error), stored=False)
+        return error is not None
+
+    def _hopeless(self, waiting: dict[Future, str]) -> list[Future]:
+        return [f for f, key in waiting.items() if _source(self.missing[key]) in self.unloadable]
+
+
+def _source(experiment: Experiment) -> tuple:
+    return experiment.model, experiment.text, experiment.dtype, experiment.length
+
+
+def _next(done: "SimpleQueue[Future]") -> Iterator[Future]:
+    """The next future that is done, if one is within a moment."""
     try:
-        for key, experiment in missing.items():
-            future = executor.submit(run, experiment, stop)
-            waiting[future] = key
-            future.add_done_callback(done.put)
-        while waiting:
-            if cancelled is not None and cancelled():
-                raise Cancelled
-            try:
-                future = done.get(timeout=SECONDS_BETWEEN_LOOKS)
-            except Empty:
-                continue
-            if _succeeded(future):
-                keep(waiting[future], future.result())
-            elif failed is None:
-                failed = Cancelled() if future.cancelled() else future.exception()
-                _withdraw(waiting)
-            del waiting[future]
-    except BaseException as reason:
-        if isinstance(reason, KeyboardInterrupt):
-            tqdm.write("Stopping the rows in work; finished ones are kept.")
-        stop.set()
-        running = _withdraw(waiting)
-        stop.clear_after(running)
-        for future in wait(running, SECONDS_TO_STOP).done:
-            if _succeeded(future):
-                keep(waiting[future], future.result())
-        raise
-    if failed is not None:
-        raise failed
-
-
-def _withdraw(futures: Iterable[Future]) -> list[Future]:
-    """Cancel what is not in work yet and return what is."""
-    return [future for future in futures if not future.cancel()]
-
-
-def _succeeded(future: Future) -> bool:
-    return not future.cancelled() and future.exception() is None
-
-
-class _Stop:
-    """Tells the rows in work to stop: by a file, which the workers of any executor can look for."""
-
-    def __init__(self, store: Path):
-        # Beside the store: the temporary folder is another one on another machine.
-        self._file = store.with_name(f"{store.name}.stop-{uuid.uuid4().hex[:8]}")
-
-    def __call__(self) -> bool:
-        return self._file.exists()
-
-    def set(self) -> None:
-        # On a full disk the rows in work are not told and finish.
-        with suppress(OSError):
-            self._file.touch()
-
-    def clear_after(self, running: list[Future]) -> None:
-        """Tidy up when the last of them has ended, which may be after the sweep."""
-
-        def clear(_: Future | None = None) -> None:
-            if all(future.done() for future in running):
-                self._file.unlink(missing_ok=True)
-
-        for future in running:
-            future.add_done_callback(clear)
-        clear()
-
-
-def run(experiment: Experiment, cancelled: Callable[[], bool] | None = None) -> dict:
-    """Prune, retrain and measure one experiment: its row.
-
-    Raises Cancelled when `cancelled()` said so before the row was finished.
-    """
-    _check(cancelled)
-    dense = _dense(experiment.model, experiment.text, experiment.length, experiment.files())
-    dense_perplexity, text = dense.measure(cancelled), dense.text
-    model = copy.deepcopy(dense.model)
-    started = time.perf_counter()
-    masks = prune(
-        model,
-        experiment.criterion,
-        sparsity=experiment.sparsity,
-        calibration=text.calibration if experiment.criterion in CALIBRATED else None,
-        seed=experiment.seed,
-        progress=False,
-        cancelled=cancelled,
-    )
-    _check(cancelled)
-    share = 0.0
-    if experiment.retrain != "none":
-        if "head" in experiment.retrain:
-            untie_head(model)
-        share = trainable_share(model, experiment.retrain)
-        retrain(
-            model,
-            text.train,
-            masks=masks,
-            subset=experiment.retrain,
-            steps=experiment.steps,
-            lr=experiment.lr or 0.0,
-            batch=experiment.batch,
-            seed=experiment.seed,
-            progress=False,
-            cancelled=cancelled,
-        )
-    seconds = time.perf_counter() - started
-    reached = perplexity(model, text.test, cancelled=cancelled)
-    _check(cancelled)
-    return {
-        **experiment.asdict(),
-        "perplexity": reached,
-        "dense_perplexity": dense_perplexity,
-        "floor": text.floor,
-        "trainable_share": share,
-        "seconds": seconds,
-        "protocol": text.protocol,
-    }
-
-
-def _check(cancelled: Callable[[], bool] | None) -> None:
-    if cancelled is not None and cancelled():
-        raise Cancelled
-
-
-@dataclass
-class _Dense:
-    """The dense model, its text and, once measured, its perplexity."""
-
-    model: "PreTrainedModel"
-    text: Text
-    perplexity: float | None = None
-
-    def measure(self, cancelled: Callable[[], bool] | None) -> float:
-        if self.perplexity is None:
-            reached = perplexity(self.model, self.text.test, cancelled=cancelled)
-            _check(cancelled)
-            self.perplexity = reached
-        return self.perplexity
-
-
-@lru_cache(maxsize=2)
-def _dense(model_name: str, text_name: str, length: int | None, _files: tuple[str, str]) -> _Dense:
-    """What the rows of a process share while no file changes."""
-    model, tokenizer = load_model(model_name)
-    return _Dense(model, load_text(text_name, tokenizer, length=length))
+        yield done.get(timeout=SECONDS_BETWEEN_LOOKS)
+    except Empty:
+        return

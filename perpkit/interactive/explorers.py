@@ -12,9 +12,10 @@ import ipywidgets as widgets
 import pandas as pd
 from matplotlib.patheffects import withStroke
 
-from ..experiments.grid import Experiment, Grid
+from ..experiments.experiment import Experiment
+from ..experiments.grid import Grid
 from ..experiments.store import Store
-from ..experiments.sweep import sweep
+from ..experiments.sweep import NothingComputed, sweep
 from .job import Job, Request
 from .plots import GREY, DataFigure, plot_curves
 
@@ -57,7 +58,8 @@ class SparsityExplorer(widgets.VBox):
         experiments = list(grid)
         self._templates = _by_retraining(experiments)
         self._store = store if isinstance(store, Store) else Store(store)
-        self._rows = self._store.get(experiment.key() for experiment in experiments)
+        found = self._store.get(experiment.key() for experiment in experiments)
+        self._rows = {key: row for key, row in found.items() if not row.get("error")}
         # Its lock guards the rows and the widgets.
         self._job = Job(self._failed)
         self.error: Exception | None = None
@@ -144,7 +146,10 @@ class SparsityExplorer(widgets.VBox):
     def _failed(self, error: Exception) -> None:
         with self._job.lock:
             self.error = error
-            words = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+            # Of a failed row the row's own error: the widget tries again by itself.
+            words = error.first if isinstance(error, NothingComputed) else f"{type(error).__name__}: {error}"
+            kind, _, what = words.partition(": ")
+            words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
             self._say(f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>', again=True)
 
     def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
@@ -167,7 +172,9 @@ class SparsityExplorer(widgets.VBox):
         text = f"{_percent(sparsity)}: "
         for key, experiment in zip(keys, chosen, strict=True):
             watch = self._watch(request, experiment, text)
-            results = sweep([experiment], store=self._store, progress=False, cancelled=watch)
+            results = sweep(
+                [experiment], store=self._store, retry_failed=True, progress=False, cancelled=watch
+            )
             with self._job.lock:
                 self._rows[key] = results.to_dict("records")[0]
             missing.discard(key)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from ..experiments.sweep import Cancelled
+from ..experiments.shared import Cancelled
 
 
 class Request:

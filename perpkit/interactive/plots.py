@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..experiments.grid import Experiment
+from ..experiments.experiment import Experiment
 
 # Okabe and Ito's colours, told apart by people with any colour vision; markers and dashes for print in grey.
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]

@@ -1,0 +1,197 @@
+"""`perpkit sweep`: run the rows of a grid that are not in the store."""
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .axes import axis_values
+from .exits import SOME_FAILED, errors_in_words
+from .tables import compact, context, print_json, print_table, records
+from .workers import cores, cuda_devices, worker_processes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..experiments.grid import Grid
+    from ..experiments.store import Store
+
+FORMATS = (".csv", ".parquet")
+LISTED = 5
+
+
+def exportable(path: Path | None) -> Path | None:
+    """The file of an export; refused before hours of work."""
+    if path is not None and path.suffix.lower() not in FORMATS:
+        raise typer.BadParameter(f"{path} must end in {' or '.join(FORMATS)}")
+    return path
+
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="The file of the rows; else PERPKIT_STORE, else one in the cache folder.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else.")]
+
+
+def sweep(
+    ctx: typer.Context,
+    grid_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[GRID.yaml]",
+            help="Axes and their values, or a list of such mappings (YAML or JSON).",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes; 1: this one. Default: one for each CUDA device, else 1.",
+            show_default=False,
+        ),
+    ] = None,
+    threads_per_worker: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of each. Default: the cores, shared out.", show_default=False),
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed rows again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many rows are left and about how long they take.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write all columns to a .csv or .parquet file.", show_default=False, callback=exportable
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every experiment of a grid that is not in the store, and show the results.
+
+    Finished rows are kept at once: after Ctrl-C or a crash the same command goes on. Progress goes to
+    stderr, the table to stdout.
+    """
+    if grid_file is None and not ctx.obj:
+        raise typer.BadParameter("name a grid file or at least one axis, such as --sparsity 0.5,0.7")
+    with errors_in_words("sweep"):
+        from ..experiments.grid import Grid
+
+        axes = axis_values(ctx.obj)
+        grid = Grid(**axes) if grid_file is None else Grid.from_file(grid_file, **axes)
+        if dry_run:
+            _estimate(grid, store, workers, retry_failed, as_json)
+            return
+        results, kept = _run(grid, store, workers, threads_per_worker, retry_failed)
+        if out is not None:
+            kept.export(out, results)
+        _show(results, kept, as_json)
+
+
+def _estimate(
+    grid: "Grid", path: Path | None, workers: int | None, retry_failed: bool, as_json: bool
+) -> None:
+    with _looked_at(path) as store, redirect_stdout(sys.stderr):
+        estimate = grid.estimate(store)
+    again = estimate.failed if retry_failed else 0
+    if as_json:
+        counts = {"finished": estimate.finished, "failed": estimate.failed, "left": estimate.left + again}
+        print_json({"rows": estimate.rows, **counts, "seconds": estimate.seconds, "store": str(_path(path))})
+        return
+    typer.echo(str(estimate))
+    if again:
+        typer.echo(f"The {again} failed would be tried again.")
+    count = min(workers or len(cuda_devices()) or 1, estimate.left)
+    if count > 1:
+        typer.echo(f"(one after the other; {count} workers share it)")
+
+
+@contextmanager
+def _looked_at(path: Path | None) -> Iterator["Store"]:
+    """The store to read from, which is not created when it is not there."""
+    from ..experiments.store import Store
+
+    if _path(path).exists():
+        yield Store(path, readonly=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Store(Path(folder) / "results.sqlite")
+
+
+def _path(path: Path | None) -> Path:
+    from ..experiments.store import default_store
+
+    return default_store() if path is None else path.expanduser()
+
+
+def _run(
+    grid: "Grid", path: Path | None, workers: int | None, threads: int | None, retry_failed: bool
+) -> tuple["pd.DataFrame", "Store"]:
+    import torch
+
+    from ..experiments.store import Store
+    from ..experiments.sweep import NothingComputed
+    from ..experiments.sweep import sweep as run_sweep
+
+    store = Store(path)
+    keys = {experiment.key() for experiment in grid}
+    known = store.get(keys)
+    left = len(keys) - sum(1 for row in known.values() if not (retry_failed and row.get("error")))
+    devices = cuda_devices()
+    count = min(workers or len(devices) or 1, left)
+    if count > 1:
+        threads = threads or max(1, len(cores()) // count)
+    elif threads:
+        torch.set_num_threads(threads)
+    # What a library prints is no result.
+    with (
+        redirect_stdout(sys.stderr),
+        worker_processes(count, threads=threads or 1, devices=devices) as executor,
+        warnings.catch_warnings(),
+    ):
+        # They are listed below the table.
+        warnings.filterwarnings("ignore", r"\d+ of \d+ rows failed")
+        try:
+            return run_sweep(grid, store=store, executor=executor, retry_failed=retry_failed), store
+        except NothingComputed as error:
+            every = "the row" if len(grid) == 1 else f"all {len(grid)} rows"
+            ways = "perpkit results --failed --traceback shows where; --retry-failed tries again"
+            raise ValueError(f"{every} failed, {error.first} ({ways})") from error
+
+
+def _show(results: "pd.DataFrame", store: "Store", as_json: bool) -> None:
+    """Print the results; exit with a code of its own when some rows have failed."""
+    has_failed = results["error"].notna()
+    failed, finished = results[has_failed], results[~has_failed]
+    if as_json:
+        counts = {"finished": len(finished), "failed": len(failed)}
+        print_json({"rows": records(results), **counts, "store": str(store.path)})
+    else:
+        if words := context(finished):
+            typer.echo(words, err=True)
+        print_table(compact(finished))
+    if len(failed):
+        _list_errors(failed, len(results))
+        raise typer.Exit(SOME_FAILED)
+
+
+def _list_errors(failed: "pd.DataFrame", rows: int) -> None:
+    typer.echo(f"{len(failed)} of {rows} rows failed:", err=True)
+    counts: dict[Any, int] = failed["error"].value_counts(sort=False).to_dict()
+    for error, count in [*counts.items()][:LISTED]:
+        first = str(error).strip().splitlines()[0]
+        typer.echo(f"  {first}" + (f" ({count} rows)" if count > 1 else ""), err=True)
+    if len(counts) > LISTED:
+        typer.echo(f"  and {len(counts) - LISTED} other errors", err=True)
+    typer.echo("perpkit results --failed --traceback shows where; --retry-failed tries them again.", err=True)

@@ -1,0 +1,300 @@
+"""One run: load, prune, reconstruct, retrain, measure; its row."""
+
+import copy
+import gc
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from ..evaluation.cost import Cost, device_name
+from ..evaluation.perplexity import perplexity
+from ..evaluation.zero_shot import mean_accuracy, zero_shot
+from ..pruning.masks import Masks
+from ..pruning.prune import CALIBRATED, prune
+from ..retraining.adapters.attach import attach
+from ..retraining.adapters.merge import merge
+from ..retraining.layerwise.reconstruct import reconstruct
+from ..retraining.loop.retrain import retrain
+from ..retraining.subsets import needs_untied_head, trainable_share, untie_head
+from ..sources.models import best_device, load_model
+from ..sources.text import Text, load_text
+from .experiment import RESULT_FORMAT, Experiment
+from .shared import Cancelled, Shared, check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Bytes of models that are kept for other rows beside the one in work.
+KEPT_BYTES = 2**31
+
+Cancel = Callable[[], bool] | None
+
+
+class NotLoaded(ValueError):
+    """A model or text cannot be loaded, which says nothing of the experiment: the row is not kept."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense model in the host's memory, its text, and the device where it runs."""
+
+    key: tuple
+    model: "PreTrainedModel"
+    tokenizer: Any
+    text: Text
+    home: torch.device
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned, and perhaps reconstructed, model that waits for its retrainings in the host's memory."""
+
+    model: "PreTrainedModel"
+    masks: Masks
+    seconds: dict[str, float]
+    peak: int
+
+
+def _copied(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
+    return _moved(copy.deepcopy(model), device)
+
+
+def _moved(model: Any, device: torch.device | str) -> "PreTrainedModel":
+    # transformers' own signature of `to` asks for a model.
+    return model.to(device)
+
+
+def _bytes(model: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+_dense = Shared[Dense](count=4, limit=KEPT_BYTES, size=lambda dense: _bytes(dense.model))
+_pruned = Shared[Pruned](count=4, limit=KEPT_BYTES, size=lambda pruned: _bytes(pruned.model))
+_reached = Shared[dict](count=16, limit=0, size=lambda measured: 0)
+
+
+def forget() -> None:
+    """Free the models that this process keeps for further rows."""
+    _dense.clear()
+    _pruned.clear()
+    _reached.clear()
+
+
+def attempt(experiment: Experiment, cancelled: Cancel = None) -> dict:
+    """The row of an experiment, or that of its failure: the inputs, `error` and `traceback`.
+
+    Raises NotLoaded and Cancelled, which say nothing of the experiment.
+    """
+    try:
+        return run(experiment, cancelled)
+    except (NotLoaded, Cancelled):
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            # The next row may need less, if this one leaves nothing behind.
+            forget()
+        words = f"{type(error).__name__}: {error}"
+        return failed_row(experiment, words, "".join(traceback.format_exception(error)))
+    finally:
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def failed_row(experiment: Experiment, error: str, details: str) -> dict:
+    """The row of a run that has failed."""
+    return {**experiment.asdict(), "error": error, "traceback": details, "format": RESULT_FORMAT}
+
+
+def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
+    """Prune, reconstruct, retrain and measure one experiment: its row.
+
+    Raises Cancelled when `cancelled()` said so before the row was finished, and NotLoaded.
+    """
+    check(cancelled)
+    dense = _loaded(experiment, cancelled)
+    measured = _dense_measures(dense, experiment, cancelled)
+    pruned = _prepared(experiment, dense, cancelled)
+    model = _copied(pruned.model, dense.home)
+    with Cost(dense.home) as cost:
+        share, tokens = 0.0, 0
+        if experiment.retrain != "none":
+            with cost.phase("retrain"):
+                share, tokens = _retrained(model, pruned.masks, dense.text, experiment, cancelled)
+        with cost.phase("measure"):
+            reached = measures(model, dense, experiment, cancelled)
+    seconds = {**pruned.seconds, "retrain": 0.0, **cost.seconds}
+    return {
+        **experiment.asdict(),
+        **reached,
+        **measured,
+        "floor": dense.text.floor,
+        "reached_sparsity": pruned.masks.sparsity(),
+        "trainable_share": share,
+        "seconds": sum(seconds.values()) - seconds["measure"],
+        **{f"seconds_{phase}": spent for phase, spent in seconds.items()},
+        "tokens_per_second": tokens / seconds["retrain"] if tokens else None,
+        "peak_memory": max(pruned.peak, cost.peak_memory),
+        "device": device_name(dense.home),
+        "protocol": dense.text.protocol,
+        "error": None,
+        "format": RESULT_FORMAT,
+    }
+
+
+def measures(model: "PreTrainedModel", dense: Dense, experiment: Experiment, cancelled: Cancel) -> dict:
+    """Perplexity on the test windows and the accuracy on every task and on their mean, as columns."""
+    found: dict = {"perplexity": perplexity(model, dense.text.test, cancelled=cancelled)}
+    check(cancelled)
+    if experiment.tasks is not None:
+        table = zero_shot(
+            model,
+            dense.tokenizer,
+            tasks=experiment.tasks,
+            tasks_dir=experiment.tasks_dir,
+            progress=False,
+            cancelled=cancelled,
+        )
+        check(cancelled)
+        found["accuracy"], found["accuracy_stderr"] = mean_accuracy(table)
+        found |= {f"accuracy_{row.task}": row.accuracy for row in table.itertuples()}
+    return found
+
+
+def _loaded(experiment: Experiment, cancelled: Cancel) -> Dense:
+    """The dense model of an experiment and its text, in the host's memory."""
+    e = experiment
+    key = (e.model, e.text, e.dtype, e.length, e.files())
+
+    def load() -> Dense:
+        try:
+            model, tokenizer = load_model(e.model, dtype=e.dtype, device="cpu")
+            text = load_text(e.text, tokenizer, length=e.length)
+        except ValueError as error:
+            raise NotLoaded(str(error)) from error
+        return Dense(key, model, tokenizer, text, torch.device(best_device()))
+
+    return _dense.get(key, load, cancelled)
+
+
+def _dense_measures(dense: Dense, experiment: Experiment, cancelled: Cancel) -> dict:
+    """What the dense model reaches, measured when a row first asks."""
+
+    def measure() -> dict:
+        # A copy: another row's thread may be copying the dense model at this moment.
+        model = dense.model if dense.home.type == "cpu" else _copied(dense.model, dense.home)
+        found = measures(model, dense, experiment, cancelled)
+        return {f"dense_{name}": found[name] for name in ("perplexity", "accuracy") if name in found}
+
+    return _reached.get((dense.key, experiment.tasks, experiment.tasks_dir), measure, cancelled)
+
+
+def _prepared(experiment: Experiment, dense: Dense, cancelled: Cancel) -> Pruned:
+    """The model before its retraining: pruned, and reconstructed where a unit is told."""
+    e = experiment
+    seed = e.seed if e.criterion == "random" else 0
+
+    def pruned() -> Pruned:
+        model = _copied(dense.model, dense.home)
+        with Cost(dense.home) as cost, cost.phase("prune"):
+            masks = prune(
+                model,
+                e.criterion,
+                sparsity=None if e.pattern else e.sparsity,
+                pattern=e.pattern,
+                group=e.group,
+                allocation=e.allocation,
+                calibration=dense.text.calibration if needs_calibration(e) else None,
+                seed=seed,
+                progress=False,
+                cancelled=cancelled,
+            )
+        check(cancelled)
+        return Pruned(_moved(model, "cpu"), masks, cost.seconds, cost.peak_memory)
+
+    def reconstructed() -> Pruned:
+        start = _pruned.get((dense.key, prepared_key(replace(e, unit=None))), pruned, cancelled)
+        assert e.unit is not None
+        model = _copied(start.model, dense.home)
+        target = _copied(dense.model, dense.home)
+        options: dict[str, Any] = {"steps": e.unit_steps, "lr": e.unit_lr} if e.unit_steps else {}
+        with Cost(dense.home) as cost, cost.phase("reconstruct"):
+            reconstruct(
+                model,
+                target,
+                start.masks,
+                dense.text.calibration,
+                unit=e.unit,
+                seed=e.seed,
+                progress=False,
+                cancelled=cancelled,
+                **options,
+            )
+        check(cancelled)
+        peak = max(start.peak, cost.peak_memory)
+        return Pruned(_moved(model, "cpu"), start.masks, {**start.seconds, **cost.seconds}, peak)
+
+    make = pruned if e.unit is None else reconstructed
+    return _pruned.get((dense.key, prepared_key(e)), make, cancelled)
+
+
+def prepared_key(experiment: Experiment) -> tuple:
+    """What decides a model before its retraining: rows that agree in it share it."""
+    e = experiment
+    if e.unit is None:
+        seed = e.seed if e.criterion == "random" else 0
+        source = (e.model, e.text, e.dtype, e.length)
+        return (*source, e.criterion, e.sparsity, e.pattern, e.group, e.allocation, seed)
+    return (
+        *prepared_key(replace(e, unit=None)),
+        e.unit,
+        e.unit_steps,
+        e.unit_lr,
+        e.seed if e.unit_steps else 0,
+    )
+
+
+def needs_calibration(experiment: Experiment) -> bool:
+    """Whether the criterion or the allocation looks at activations."""
+    return experiment.criterion in CALIBRATED or experiment.allocation == "owl"
+
+
+def _retrained(
+    model: "PreTrainedModel", masks: Masks, text: Text, experiment: Experiment, cancelled: Cancel
+) -> tuple[float, int]:
+    """Retrain a pruned model in place; the share of the parameters that were trained, and the tokens."""
+    e = experiment
+    parts = e.retrain.split("+")
+    if e.adapter is not None:
+        assert e.rank is not None
+        assert e.alpha is not None
+        start = e.start if e.adapter == "scale_lora" else None
+        attach(model, masks, e.adapter, rank=e.rank, alpha=e.alpha, start=start, seed=e.seed)
+    subset = "+".join("lora" if part == e.adapter else part for part in parts)
+    if needs_untied_head(subset):
+        untie_head(model)
+    share = trainable_share(model, subset)
+    history: pd.DataFrame = retrain(
+        model,
+        text.train,
+        masks=masks,
+        subset=subset,
+        steps=e.steps,
+        lr=e.lr or 0.0,
+        batch=e.batch,
+        accumulate=e.accumulate,
+        schedule=e.schedule,
+        weight_decay=e.weight_decay,
+        seed=e.seed,
+        progress=False,
+        cancelled=cancelled,
+    )
+    check(cancelled)
+    if e.adapter not in (None, "lora"):
+        # A plain LoRA on pruned weights cannot be merged: it is measured beside them.
+        merge(model)
+    return share, len(history) * e.batch * e.accumulate * text.train.shape[1]
