@@ -1,7 +1,9 @@
 from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.zero_shot import mean_accuracy as mean_accuracy
 from .evaluation.zero_shot import zero_shot as zero_shot
-from .experiments.grid import Experiment as Experiment
+from .experiments.experiment import Experiment as Experiment
 from .experiments.grid import Grid as Grid
+from .experiments.shared import Cancelled as Cancelled
 from .experiments.store import Store as Store
 from .experiments.sweep import sweep as sweep
 from .interactive.explorers import SparsityExplorer as SparsityExplorer
@@ -24,6 +26,16 @@ from .retraining.schedules import allr as allr
 from .retraining.schedules import allr_start as allr_start
 from .retraining.schedules import lrw as lrw
 from .retraining.schedules import plateau as plateau
+from .retraining.soups.average import average as average
+from .retraining.soups.average import greedy as greedy
+from .retraining.soups.ensemble import Ensemble as Ensemble
+from .retraining.soups.landscape import barrier as barrier
+from .retraining.soups.landscape import distances as distances
+from .retraining.soups.landscape import naive_average_sparsity as naive_average_sparsity
+from .retraining.soups.landscape import plane as plane
+from .retraining.soups.landscape import segment as segment
+from .retraining.soups.sms import Soup as Soup
+from .retraining.soups.sms import sms as sms
 from .retraining.subsets import subset_parameters as subset_parameters
 from .retraining.subsets import trainable_share as trainable_share
 from .retraining.subsets import untie_head as untie_head

@@ -1,0 +1,240 @@
+"""The prune, retrain and average cycles of a soup, kept in a folder from which a killed run goes on."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ...pruning.masks import Masks
+from ...pruning.prune import prune
+from ..batchnorm import batchnorms, recalibrate_batchnorm
+from ..loop.tasks import Data
+from .average import average, greedy, put, tensors_of
+from .candidates import DEFAULTS, VARIED, Candidate
+from .files import about, read, write
+from .work import Files, Work, here, on
+
+COLUMNS = ["cycle", "candidate", "sparsity", *VARIED, "loss", "seconds", "chosen", "score"]
+Score = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class SoupCycle:
+    """One cycle is done: what `on_cycle` is told; the model is the average, its to look at.
+
+    `cycle` of `cycles` counts from 1; `chosen` are the numbers of the candidates in the soup, from 1.
+    """
+
+    cycle: int
+    cycles: int
+    sparsity: float
+    masks: Masks
+    model: nn.Module
+    chosen: list[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the cycles of SMS and of its baselines share."""
+
+    criterion: str
+    targets: list[float]
+    pruning: Mapping[str, Any]
+    data: Data
+    common: dict[str, Any]
+    adapter: dict[str, Any] | None
+    executor: Executor | None
+    cancelled: Callable[[], bool]
+    advance: Callable[[], object]
+
+
+@dataclass
+class Cycles:
+    """The cycles of one method: `model` is that of the last finished cycle, belongs to them and changes.
+
+    `greedy` is the held-out score of a greedy soup, None for a uniform one. One candidate a cycle is
+    iterative pruning: nothing is averaged, and batch normalisations keep the statistics of the training.
+    """
+
+    plan: Plan
+    folder: Path
+    model: nn.Module
+    candidates: Callable[[int], list[Candidate]]
+    greedy: Score | None = None
+    on_candidate: Callable[[dict[str, Any]], None] | None = None
+    on_cycle: Callable[[SoupCycle], None] | None = None
+    masks: Masks = field(default_factory=lambda: Masks({}))
+    done: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    histories: list[pd.DataFrame] = field(default_factory=list)
+
+    def run(self) -> bool:
+        """Go through all cycles; False when cancelled before the end."""
+        self.folder.mkdir(exist_ok=True)
+        for cycle, sparsity in enumerate(self.plan.targets, start=1):
+            if (found := self._pruned(cycle, sparsity)) is None:
+                return False
+            model, masks = found
+            files = self.files(cycle)
+            if not self._retrained(model, masks, files, sparsity):
+                return False
+            chosen = self._averaged(model, masks, files)
+            self.model, self.masks, self.done = model, masks, cycle
+            if self.on_cycle is not None:
+                cycles = len(self.plan.targets)
+                self.on_cycle(SoupCycle(cycle, cycles, sparsity, masks, model, chosen))
+        return True
+
+    def files(self, cycle: int) -> dict[Candidate, Path]:
+        """The file of each candidate of a cycle."""
+        return {
+            each: self.folder / f"cycle-{cycle}-candidate-{each.number}.safetensors"
+            for each in self.candidates(cycle)
+        }
+
+    def last(self) -> Iterator[nn.Module]:
+        """The candidates of the last cycle, as their retraining left them, one after the other."""
+        for file in self.files(len(self.plan.targets)).values():
+            yield _filled(self.model, file)
+
+    def steps(self) -> int:
+        """The retraining steps of all cycles and candidates."""
+        cycles = range(1, len(self.plan.targets) + 1)
+        return sum(each.steps for cycle in cycles for each in self.candidates(cycle))
+
+    def table(self) -> pd.DataFrame:
+        """The finished candidates, a row each."""
+        rows = sorted(self.rows, key=lambda row: (row["cycle"], row["candidate"]))
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def history(self) -> pd.DataFrame:
+        """The steps of the finished candidates."""
+        columns = ["cycle", "candidate", "step", "loss", "lr"]
+        if not self.histories:
+            return pd.DataFrame(columns=columns)
+        joined = pd.concat(self.histories, ignore_index=True)[columns]
+        return joined.sort_values(["cycle", "candidate", "step"], ignore_index=True)
+
+    # --- one cycle --------------------------------------------------------------------------------
+
+    def _pruned(self, cycle: int, sparsity: float) -> tuple[nn.Module, Masks] | None:
+        """The pruned model that the candidates start from, and its masks; None when cancelled."""
+        file, kept = (self.folder / f"cycle-{cycle}-{what}.safetensors" for what in ("pruned", "masks"))
+        model = copy.deepcopy(self.model)
+        if file.exists():
+            # As it was, not pruned again: the candidates of one cycle share one parent to the bit.
+            put(model, read(file))
+            masks = Masks.load(kept)
+            masks.check(model)
+            self.seconds += about(file)["seconds"]
+            return model, masks
+        started = time.perf_counter()
+        masks = prune(
+            model,
+            self.plan.criterion,
+            sparsity=sparsity,
+            masks=self.masks if cycle > 1 else None,
+            progress=False,
+            cancelled=self.plan.cancelled,
+            **self.plan.pruning,
+        )
+        if self.plan.cancelled():
+            return None
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        masks.save(kept)
+        write(file, tensors_of(model), seconds=seconds)
+        return model, masks
+
+    def _retrained(self, model: nn.Module, masks: Masks, files: Files, sparsity: float) -> bool:
+        """Retrain the candidates whose files are not there; False when cancelled before all are."""
+        told: set[Candidate] = set()
+
+        def tell_finished() -> None:
+            for candidate, file in files.items():
+                if candidate not in told and file.exists():
+                    told.add(candidate)
+                    self._tell(candidate, file, sparsity)
+
+        tell_finished()
+        missing = {candidate: file for candidate, file in files.items() if candidate not in told}
+        if missing:
+            plan = self.plan
+            work = Work(model, masks, plan.data, plan.common, plan.adapter)
+            finished = (
+                here(work, missing, plan.cancelled)
+                if plan.executor is None
+                else on(plan.executor, work, missing, plan.cancelled, self.folder)
+            )
+            try:
+                with closing(finished):
+                    for _ in finished:
+                        tell_finished()
+            finally:
+                # Those that were done while the others were being stopped.
+                tell_finished()
+        return len(told) == len(files)
+
+    def _tell(self, candidate: Candidate, file: Path, sparsity: float) -> None:
+        told = about(file)
+        history = pd.DataFrame(told["history"])
+        row = {
+            "cycle": candidate.cycle,
+            "candidate": candidate.number,
+            "sparsity": sparsity,
+            **{name: getattr(candidate, name) for name in VARIED},
+            "loss": float(history["loss"].iloc[-1]) if len(history) else float("nan"),
+            "seconds": told["seconds"],
+        }
+        self.rows.append(row)
+        self.histories.append(history.assign(cycle=candidate.cycle, candidate=candidate.number))
+        self.seconds += told["seconds"]
+        self.plan.advance()
+        if self.on_candidate is not None:
+            self.on_candidate(dict(row))
+
+    def _averaged(self, model: nn.Module, masks: Masks, files: Files) -> list[int]:
+        """Give the pruned model the average's values; returns the numbers of the candidates in it."""
+        started = time.perf_counter()
+        chosen, scores = list(range(len(files))), None
+        prepare = self._reestimate if batchnorms(model) and len(files) > 1 else None
+        if self.greedy is not None and len(files) > 1:
+            several = [_filled(model, file) for file in files.values()]
+            soup, chosen, scores = greedy(several, self.greedy, masks, prepare)
+            put(model, tensors_of(soup))
+        else:
+            put(model, average([read(file) for file in files.values()], masks))
+            if prepare is not None:
+                prepare(model)
+        masks.check(model)
+        self.seconds += time.perf_counter() - started
+        for index, candidate in enumerate(files):
+            row = next(
+                r for r in self.rows if (r["cycle"], r["candidate"]) == (candidate.cycle, candidate.number)
+            )
+            row |= {"chosen": index in chosen, "score": float("nan") if scores is None else scores[index]}
+        return [index + 1 for index in chosen]
+
+    def _reestimate(self, model: nn.Module) -> None:
+        data = self.plan.data
+        inputs = data if isinstance(data, torch.Tensor) else data[0]
+        # In batches as in training, which also stay in the processor's cache; equal parts of at most three
+        # inputs are never of a single one, which could not be normalised.
+        batch = max(3, self.plan.common.get("batch", DEFAULTS["batch"]))
+        recalibrate_batchnorm(model, inputs, batch=batch)
+
+
+def _filled(model: nn.Module, file: Path) -> nn.Module:
+    """A copy of the model with the values of a file."""
+    filled = copy.deepcopy(model)
+    put(filled, read(file))
+    return filled
