@@ -94,13 +94,12 @@ def sharing(bars: Bars, folder: Path) -> None:
     running.forget()
     together = seconds(lambda: sweep(grid, folder / "together.sqlite"))
     in_one = 0.0
-    for number, experiment in enumerate(grid):
-        running.forget()
-        in_one += seconds(lambda e=experiment, n=number: sweep([e], folder / f"alone{n}.sqlite"))  # type: ignore[misc]
-    # A third of the rows in processes of their own stand for all.
+    # A third of the rows, taken alone, stand for all.
     some = list(grid)[::3]
     processes = 0.0
     for number, experiment in enumerate(some):
+        running.forget()
+        in_one += seconds(lambda e=experiment, n=number: sweep([e], folder / f"alone{n}.sqlite"))  # type: ignore[misc]
         inputs, store = experiment.asdict(), str(folder / f"process{number}.sqlite")
         words = (
             "import torch, perpkit as pk; torch.set_num_threads(1)\n"
@@ -108,7 +107,7 @@ def sharing(bars: Bars, folder: Path) -> None:
         )
         command = [sys.executable, "-c", words]
         processes += seconds(lambda command=command: subprocess.run(command, check=True))  # type: ignore[misc]
-    processes *= len(grid) / len(some)
+    processes, in_one = (len(grid) / len(some) * taken for taken in (processes, in_one))
     bars.at_most(f"{len(grid)} rows in one sweep, against a process each", together, processes, 0.6, "s")
     print(f"  (in one process that forgets between rows: {in_one:.0f} s, ratio {together / in_one:.2f})")
 
@@ -127,6 +126,10 @@ def workers(bars: Bars, folder: Path) -> None:
             grid = pk.Grid(sparsity=[0.3, 0.5, 0.7], retrain=["biases", "norms"], seed=range(4))
             rates[count] = len(grid) / seconds(lambda: sweep(grid, folder / f"{count}.sqlite", executor))  # noqa: B023
     bars.at_least("rows each second of two worker processes, against one", rates[2], rates[1], 1.6, "/s")
+
+
+def _kept(store: Path) -> int:
+    return len(pk.Store(store, readonly=True).table(failed=None)) if store.exists() else 0
 
 
 def killed(bars: Bars, folder: Path) -> None:
@@ -150,13 +153,19 @@ def killed(bars: Bars, folder: Path) -> None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        # From before the first row to some rows later.
-        time.sleep(chance.uniform(4, 12))
+        # At any time: while it starts, or when it has come to a new row, some rows later.
+        if chance.random() < 0.25:
+            time.sleep(chance.uniform(0, 6))
+        else:
+            before, until = _kept(store), time.monotonic() + 60
+            while _kept(store) == before and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0, 0.5))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         process.wait()
-        kept.append(len(pk.Store(store).table(failed=None)))
+        kept.append(_kept(store))
         if kept[-1] == len(grid):
             break
     print(f"  ({kills} kills; rows there after each: {kept})")

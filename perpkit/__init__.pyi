@@ -1,3 +1,5 @@
+from .evaluation.accuracy import accuracy as accuracy
+from .evaluation.accuracy import corrupted_accuracy as corrupted_accuracy
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.zero_shot import mean_accuracy as mean_accuracy
 from .evaluation.zero_shot import zero_shot as zero_shot
@@ -39,6 +41,10 @@ from .retraining.soups.sms import sms as sms
 from .retraining.subsets import subset_parameters as subset_parameters
 from .retraining.subsets import trainable_share as trainable_share
 from .retraining.subsets import untie_head as untie_head
+from .sources.augment import crop_and_flip as crop_and_flip
+from .sources.classifiers import load_classifier as load_classifier
+from .sources.images import Images as Images
+from .sources.images import load_images as load_images
 from .sources.models import load_model as load_model
 from .sources.outliers import plant_outliers as plant_outliers
 from .sources.text import Text as Text

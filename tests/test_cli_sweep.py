@@ -106,7 +106,7 @@ def test_failed_rows_are_told_with_an_exit_code_of_their_own(store):
     again = sweep(store, *arguments, "--json")
     assert again.exit_code == 3
     assert json.loads(again.stdout)["failed"] == 1
-    shown = call("results", "--store", store, "--failed", "--traceback")
+    shown = call("results", "--store", store, "--traceback")
     assert "Traceback (most recent call last)" in shown.stdout
     assert "1 row in" in shown.stdout
 
@@ -287,6 +287,8 @@ def test_reading_neither_makes_nor_changes_a_store(tmp_path):
     done = call("results", "--store", tmp_path / "none.sqlite")
     assert done.exit_code == 1
     assert "there is no store" in done.stderr
+    done = call("results", "--store", tmp_path / "none.sqlite", "--delete", "--failed", "--yes")
+    assert done.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -189,6 +189,14 @@ def test_an_unknown_device_is_refused_with_the_known_ones(device):
         load_model("tiny-opt", device=device)
 
 
+def test_the_weights_may_be_spread_by_what_there_is():
+    model, _ = load_model("tiny-opt", device="auto")
+    plain, _ = load_model("tiny-opt")
+    assert not model.training
+    tokens = torch.arange(32).view(2, 16)
+    assert torch.equal(model(tokens).logits, plain(tokens).logits)
+
+
 def test_weights_that_lack_a_matrix_are_refused(folder):
     # transformers would fill it with random numbers and only say so in its log
     weights = load_file(folder / "model.safetensors")

@@ -17,7 +17,7 @@ from .sweep import JsonOption
 from .tables import print_json
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "ipywidgets", "jupyterlab")
+PACKAGES = ("torch", "transformers", "lm-eval", "accelerate", "datasets", "ipywidgets", "jupyterlab")
 OPTIONAL = {
     "peft": ("peft", "import LoRA adapters that PEFT has trained"),
     "distributed": ("distributed", "sweeps on clusters that survive dying workers"),

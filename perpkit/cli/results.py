@@ -40,15 +40,16 @@ def results(
 
         if delete and not (where or failed or outdated or everything):
             raise ValueError("say which rows to delete: --where, --failed, --outdated or --all")
-        kept = Store(store, readonly=not delete)
-        table = _chosen(kept, where or [], None if everything or outdated else failed, outdated)
+        # First read-only: what is not there must not come into being by deleting from it.
+        kept = Store(store, readonly=True)
+        table = _chosen(kept, where or [], None if everything or outdated else failed or traceback, outdated)
         if export is not None:
             kept.export(export, table)
         _show(table, columns, as_json, str(kept.path))
         if traceback and not as_json:
             _show_tracebacks(table)
         if delete:
-            _delete(kept, table, yes)
+            _delete(Store(kept.path), table, yes)
 
 
 def _chosen(store: "Store", where: list[str], failed: bool | None, outdated: bool) -> "pd.DataFrame":

@@ -172,7 +172,7 @@ class Experiment:
                 raise ValueError(f"lr is {self.lr}; it must be positive")
             if not 0 <= self.weight_decay < math.inf:
                 raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
-            factors(self.schedule, self.steps, 0.1)
+            factors(self.schedule, min(self.steps, 100), 0.1)
         self._check_adapter()
 
     def _check_adapter(self) -> None:

@@ -64,8 +64,7 @@ def _copied(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel"
 
 
 def _moved(model: Any, device: torch.device | str) -> "PreTrainedModel":
-    # transformers' own signature of `to` asks for a model.
-    return model.to(device)
+    return model if model.device == torch.device(device) else model.to(device)
 
 
 def _bytes(model: torch.nn.Module) -> int:
@@ -95,8 +94,7 @@ def attempt(experiment: Experiment, cancelled: Cancel = None) -> dict:
         raise
     except Exception as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            # The next row may need less, if this one leaves nothing behind.
-            forget()
+            forget()  # the next row may need less, if this one leaves nothing behind
         words = f"{type(error).__name__}: {error}"
         return failed_row(experiment, words, "".join(traceback.format_exception(error)))
     finally:
@@ -119,7 +117,9 @@ def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     dense = _loaded(experiment, cancelled)
     measured = _dense_measures(dense, experiment, cancelled)
     pruned = _prepared(experiment, dense, cancelled)
-    model = _copied(pruned.model, dense.home)
+    # Measuring leaves a model as it is; only a retraining, or another device, needs one of its own.
+    alone = experiment.retrain != "none" or dense.home.type != "cpu"
+    model = _copied(pruned.model, dense.home) if alone else pruned.model
     with Cost(dense.home) as cost:
         share, tokens = 0.0, 0
         if experiment.retrain != "none":

@@ -34,6 +34,7 @@ class Shared(Generic[Value]):
     def __init__(self, count: int, limit: int, size: Callable[[Value], int]):
         self._count, self._limit, self._size = count, limit, size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}
         self._making: set[Hashable] = set()
         self._changed = threading.Condition()
 
@@ -56,7 +57,7 @@ class Shared(Generic[Value]):
         try:
             value = make()
             with self._changed:
-                self._values[key] = value
+                self._values[key], self._sizes[key] = value, self._size(value)
             return value
         finally:
             with self._changed:
@@ -70,7 +71,7 @@ class Shared(Generic[Value]):
 
     def _make_room(self) -> None:
         """Drop the oldest until one more, as large as the latest, would fit."""
-        sizes = {key: self._size(value) for key, value in self._values.items()}
+        sizes = {key: self._sizes[key] for key in self._values}
         while sizes and (
             len(sizes) >= self._count or sum(sizes.values()) + [*sizes.values()][-1] > self._limit
         ):

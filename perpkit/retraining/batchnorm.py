@@ -93,10 +93,12 @@ class _Moments:
         self.mean = self.deviation = torch.zeros(())
 
     def add(self, values: torch.Tensor) -> None:
-        channels = values.transpose(0, 1).flatten(1).double()
-        count = channels.shape[1]
-        mean = channels.mean(1)
-        deviation = (channels - mean[:, None]).square().sum(1)
+        # One pass over each channel's values where they lie: transposed they would be copied first.
+        channels = values.double().reshape(*values.shape[:2], -1)
+        count = channels.shape[0] * channels.shape[2]
+        mean = channels.sum((0, 2)) / count
+        norms = torch.linalg.vector_norm(channels - mean[:, None], dim=2)
+        deviation = norms.square().sum(0)
         if self.batches == 0:
             self.mean, self.deviation = torch.zeros_like(mean), torch.zeros_like(mean)
         total = self.count + count

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 EMBEDDED_MODELS = ("tiny-opt", "tiny-opt-outliers")
+EMBEDDED_CLASSIFIERS = ("shapes-resnet",)
 
 
 def data_folder(*parts: str) -> Path:

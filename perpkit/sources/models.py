@@ -1,6 +1,8 @@
 """Loading a model and its tokenizer by embedded name, local folder or Hub id."""
 
 import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     `name` is an embedded model (`"tiny-opt"`; `"tiny-opt-outliers"` is the same function with planted
     outlier features), a local folder in the transformers format with safetensors weights, or a Hub id. The
     weights come as `dtype` (float32 unless told: retraining needs it), on `device` or else on the GPU if
-    there is one. Code from a repository is never run and pickled weights are never opened.
+    there is one; `"auto"` spreads them over all GPUs and what does not fit there over the host's memory. Code
+    from a repository is never run and pickled weights are never opened.
 
     Raises ValueError for an unknown name, a folder without safetensors weights or without a tokenizer,
     weights that are damaged or incomplete, a tokenizer that does not fit the model, and a hub that cannot be
@@ -29,25 +32,58 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     >>> model.config.model_type, len(tokenizer)
     ('opt', 1024)
     """
-    dtype = _dtype(dtype)
-    device = _device(device)
+    dtype = check_dtype(dtype)
+    spread = device == "auto"
+    device = None if spread else check_device(device)
     name = str(name)
-    source, local_only = _locate(name)
-    from safetensors import SafetensorError
+    source, local_only = locate(name, EMBEDDED_MODELS)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"local_files_only": local_only, "trust_remote_code": False}
+    with reading(name, source, local_only):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map="auto" if spread else None,
+            **options,
+        )
+        model, found = loaded
+    check_complete(name, found)
+    # transformers would invent one.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{name!r} has no tokenizer; save it there with tokenizer.save_pretrained(folder)")
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the model only {vocabulary}; "
+            "use the tokenizer that the model was trained with"
+        )
+    if name == "tiny-opt-outliers":
+        plant_outliers(model, sigma=1.0, seed=0)
+    return (model.eval() if spread else model.eval().to(device=device)), tokenizer
+
+
+@contextmanager
+def reading(name: str, source: str, local_only: bool) -> Iterator[None]:
+    """Inside, files are read by transformers, and what goes wrong with them is said in a ValueError.
+
+    >>> with reading("mine", ".", local_only=True):
+    ...     raise OSError("no weights")
+    Traceback (most recent call last):
+    ValueError: cannot load 'mine': no weights
+    """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     # A progress bar for a file of half a megabyte would only be noise; the caller's setting comes back.
     shown = logging.is_progress_bar_enabled()
     if name in EMBEDDED_MODELS:
         logging.disable_progress_bar()
-    options = {"local_files_only": local_only, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-        model, found = loaded
+        yield
     except (OSError, SafetensorError) as error:
         if local_only and not Path(source).is_dir():
             raise unreachable(f"the model {name!r}") from error
@@ -59,58 +95,90 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     finally:
         if shown:
             logging.enable_progress_bar()
-    # transformers would fill the one with random numbers and invent the other.
+
+
+def check_complete(name: str, found: dict[str, Any]) -> None:
+    """Raise ValueError when weights are missing, which transformers fills with random numbers.
+
+    >>> check_complete("mine", {"missing_keys": {"lm_head.weight"}})
+    Traceback (most recent call last):
+    ValueError: the weights of 'mine' are incomplete: no lm_head.weight
+    """
     if found["missing_keys"]:
         raise ValueError(f"the weights of {name!r} are incomplete: no {min(found['missing_keys'])}")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"{name!r} has no tokenizer; save it there with tokenizer.save_pretrained(folder)")
-    vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
-        raise ValueError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the model only {vocabulary}; "
-            "use the tokenizer that the model was trained with"
-        )
-    if name == "tiny-opt-outliers":
-        plant_outliers(model, sigma=1.0, seed=0)
-    return model.eval().to(device=device), tokenizer
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises ValueError for one that models are not loaded in.
+
+    >>> check_dtype("bfloat16")
+    torch.bfloat16
+    """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; the dtypes are {', '.join(DTYPES)}")
     return getattr(torch, name)
 
 
-def _device(device: str | None) -> str:
+def best_device() -> str:
+    """The device that models are loaded on unless told: the GPU if there is one.
+
+    >>> best_device() in ("cuda", "cpu")
+    True
+    """
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str | None) -> str:
+    """The device named, or the best one.
+
+    Raises ValueError for one that this machine does not have.
+
+    >>> check_device("cpu")
+    'cpu'
+    """
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if torch.backends.mps.is_available():
         kinds.append("mps")
     if device is None:
-        return "cuda" if "cuda" in kinds else "cpu"
+        return best_device()
     if device.partition(":")[0] not in kinds:
-        raise ValueError(f"unknown device {device!r}; this machine has {', '.join(kinds)}")
+        raise ValueError(f"unknown device {device!r}; this machine has {', '.join(kinds)}, or 'auto'")
     return device
 
 
-def _locate(name: str) -> tuple[str, bool]:
-    """Where to load from, and whether only local files may be asked for."""
+def locate(
+    name: str, names: Sequence[str], example: str = "facebook/opt-125m", loader: str = "AutoModelForCausalLM"
+) -> tuple[str, bool]:
+    """Where to load a model of transformers from, and whether only local files may be asked for.
+
+    `names` are those of no folder and no Hub id; `example` is a Hub id and `loader` a class of transformers,
+    for the errors.
+
+    Raises ValueError for a name that leads nowhere, and a folder without safetensors weights.
+
+    >>> source, local_only = locate("tiny-opt", EMBEDDED_MODELS)
+    >>> Path(source).name, local_only
+    ('tiny-opt', True)
+    """
     if name in EMBEDDED_MODELS:
         return str(data_folder("models", "tiny-opt")), True
     if name and Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-        _check_weights(folder)
+        _check_weights(folder, loader)
         return str(folder), True
     if name and Path(name).expanduser().exists():
         raise ValueError(f"{name!r} is a file; name the folder that holds config.json and *.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ValueError(f"there is no folder {name!r}")
     # somebody/tiny-opt is a Hub id, whatever it looks like.
-    near = [] if "/" in name else difflib.get_close_matches(name, EMBEDDED_MODELS, n=2, cutoff=0.6)
+    near = [] if "/" in name else difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if near or not name:
         raise ValueError(
-            f"unknown model {name!r}; did you mean {' or '.join(map(repr, near or EMBEDDED_MODELS))}? "
-            "A model is an embedded name, a local folder or a Hub id such as 'facebook/opt-125m'"
+            f"unknown model {name!r}; did you mean {' or '.join(map(repr, near or names))}? "
+            f"A model is an embedded name, a local folder or a Hub id such as {example!r}"
         )
     from huggingface_hub import try_to_load_from_cache
 
@@ -121,7 +189,7 @@ def _locate(name: str) -> tuple[str, bool]:
     return name, not reachable
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, loader: str) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"the folder {str(folder)!r} has no config.json; it is no transformers model")
     if any(folder.glob("*.safetensors")):
@@ -131,6 +199,6 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(
             f"the folder {str(folder)!r} holds its weights as a pickle ({pickles[0]}), which can run any "
             "code when opened, so it is refused. If you trust it, convert it once: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
+            f"{loader}.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
         )
     raise ValueError(f"the folder {str(folder)!r} has a config.json but no weights (*.safetensors)")

@@ -26,7 +26,7 @@ from .machine import Accelerated, Machine
 from .modes import check_gradient_checkpointing, gradient_checkpointing, training
 from .relu import byte_mask_relus
 from .run import Run
-from .settings import Settings
+from .settings import Augment, Settings
 from .tasks import Data, Labelled, Windows, make_task
 from .weights import Weights
 
@@ -50,6 +50,7 @@ def retrain(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     accumulate: int = 1,
+    augment: Augment | None = None,
     clip: float | None = None,
     autocast: str | None = None,
     checkpointing: bool = False,
@@ -77,6 +78,8 @@ def retrain(
       The defaults are PERP's (section 4).
     - The rate is `lr` times the `schedule`: a name (`schedules`: llr, clr, slr, constant, …; the rate rises
       over the first `warmup` of the steps) or a function `schedule(step, steps)`.
+    - `augment(images, generator)` makes each batch of inputs into what is trained on, such as
+      `crop_and_flip`. The generator, one of the CPU, depends only on the seed and the number of the batch.
     - `autocast` "bfloat16" or "float16" computes in 16 bits beside float32 weights. A model in 16 bits is
       trained by way of float32 masters of the subset and keeps its dtype. `checkpointing` computes
       activations again in the backward pass instead of keeping them.
@@ -119,6 +122,7 @@ def retrain(
         clip=clip,
         autocast=autocast,
         seed=seed,
+        augment=augment,
     )
     if checkpoint is not None:
         check_checkpoint(checkpoint, checkpoint_every)
@@ -181,7 +185,7 @@ def prepare(
     masks.check(model)
     check_adapter_masks(model, masks)
     machine = Machine(model, settings) if accelerator is None else Accelerated(model, settings, accelerator)
-    task = make_task(model, data, machine.device, dense, distillation)
+    task = make_task(model, data, machine.device, dense, distillation, settings.augment)
     check_gradient_checkpointing(model, checkpointing)
     _check_subset(model, settings.subset)
     return machine, task

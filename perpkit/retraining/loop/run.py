@@ -1,9 +1,12 @@
 """One retraining in progress: its steps, the last good weights, and its checkpoint."""
 
+import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -71,13 +74,24 @@ class Run:
             # Batch by batch in turn: the processes read together what one would read alone.
             number = i * machine.processes + machine.rank
             self.latest = batches[number]
-            with self.noise.batch(done * len(batches) + number):
+            # Counted from the start of the run: a resumed run or other processes draw the same.
+            drawn = done * len(batches) + number
+            generator = self._generator(drawn)
+            with self.noise.batch(drawn):
                 with machine.forward(self.called, last=i == count - 1):
-                    loss = self.task.loss(self.called, self.latest, machine.device) / count
+                    loss = self.task.loss(self.called, self.latest, machine.device, generator) / count
                 machine.backward(loss)
             self.weights.collect()
             losses.append(loss.detach())
         return machine.mean(torch.stack(losses).sum())
+
+    def _generator(self, number: int) -> torch.Generator | None:
+        """What the augmentation of a batch draws from."""
+        if self.settings.augment is None:
+            return None
+        # A digest: seeds side by side would share the streams of their batches.
+        seed = hashlib.sha256(f"augment {self.settings.seed} {number}".encode()).digest()[:7]
+        return torch.Generator().manual_seed(int.from_bytes(seed, "big"))
 
     def _keep(self, done: int) -> None:
         self.weights.keep()
@@ -145,6 +159,7 @@ class Run:
             self.settings, self.model, weights.trained, weights.masks, self.task.data, weights.buffers
         )
         same |= {"distillation": self.task.teacher_identity(), "processes": str(self.machine.processes)}
+        same |= {"augment": _name(self.settings.augment)}
         self.every, self.file = every, Checkpoint(path, same)
         self.start = checksum(dict(self.weights.trained))
         if (found := self.file.load()) is None:
@@ -169,6 +184,16 @@ class Run:
                 **{"weights": self.weights.state(), "optimizer": self.optimizer.state_dict()},
                 **{"scaler": self.machine.scaler.state_dict(), "history": self.history},
             )
+
+
+def _name(function: Callable | None) -> str:
+    """What a function is called, the same in every process, for its address is not."""
+    if isinstance(function, functools.partial):
+        return f"{_name(function.func)} {function.args} {sorted(function.keywords.items())}"
+    if function is None:
+        return ""
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def batch_order(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:

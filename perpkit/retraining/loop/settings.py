@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -14,6 +14,8 @@ from ..subsets import subset_parts
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bfloat16", "float16")
+
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def check_whole(**values: object) -> None:
@@ -53,6 +55,7 @@ class Settings:
     clip: float | None = None
     autocast: str | None = None
     seed: int = 0
+    augment: Augment | None = field(default=None, repr=False)
     rates: list[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,11 @@ class Settings:
             raise ValueError(f"clip is {self.clip}; it is the largest norm of the gradient, or None")
         if self.autocast is not None and self.autocast not in PRECISIONS:
             raise ValueError(f"unknown autocast {self.autocast!r}; want {', '.join(PRECISIONS)} or None")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(
+                f"augment is {self.augment!r}; it is a function of images and a generator, such as "
+                "pk.crop_and_flip, or None"
+            )
         steps = factors(self.schedule, self.steps, self.warmup)
         object.__setattr__(self, "rates", [self.lr * factor for factor in steps])
 

@@ -12,6 +12,7 @@ from ...sources.text import check_windows
 from .checkpoint import checksum
 from .evaluating import evaluating
 from .loss import Distillation, language_loss, plain_head, rows_loss
+from .settings import Augment
 
 Data = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -33,7 +34,13 @@ class Windows:
         """What tells one distillation from another."""
         return _identity(self.teacher[0], self.teacher[2]) if self.teacher else ""
 
-    def loss(self, called: nn.Module, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def loss(
+        self,
+        called: nn.Module,
+        index: torch.Tensor,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
         """The mean loss of some windows; the model is called through `called`, a wrapper or itself."""
         tokens = self.data[0][index.to(self.data[0].device)].to(device)
         return language_loss(called, self.model, tokens, self.head, self.teacher)
@@ -45,17 +52,29 @@ class Labelled:
     limit, beyond = math.inf, ""
 
     def __init__(
-        self, data: tuple[torch.Tensor, torch.Tensor], dense: nn.Module | None, distillation: Distillation
+        self,
+        data: tuple[torch.Tensor, torch.Tensor],
+        dense: nn.Module | None,
+        distillation: Distillation,
+        augment: Augment | None = None,
     ):
-        self.data, self.dense, self.distillation = data, dense, distillation
+        self.data, self.dense, self.distillation, self.augment = data, dense, distillation, augment
 
     def teacher_identity(self) -> str:
         """What tells one distillation from another."""
         return _identity(self.dense, self.distillation) if self.dense else ""
 
-    def loss(self, called: nn.Module, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The mean loss of some inputs."""
+    def loss(
+        self,
+        called: nn.Module,
+        index: torch.Tensor,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """The mean loss of some inputs, augmented when there is a generator for it."""
         inputs, labels = (part[index.to(part.device)].to(device) for part in self.data)
+        if self.augment is not None and generator is not None:
+            inputs = _augmented(self.augment, inputs, generator)
         teacher = None
         if self.dense is not None:
             with torch.no_grad():
@@ -69,10 +88,12 @@ def make_task(
     device: torch.device,
     dense: nn.Module | None,
     distillation: Distillation,
+    augment: Augment | None = None,
 ) -> Windows | Labelled:
     """The task that the data stands for, on the device where it runs.
 
-    Raises ValueError for data that does not fit the model, and a dense model of another kind or elsewhere.
+    Raises ValueError for data that does not fit the model, a dense model of another kind or elsewhere, and
+    augmentation of token windows.
 
     >>> data = torch.zeros(4, 2), torch.arange(4) % 3
     >>> task = make_task(nn.Linear(2, 3), data, torch.device("cpu"), None, Distillation())
@@ -84,6 +105,8 @@ def make_task(
         _check_dense(model, dense, device)
         dense = _copy_sharing(dense).eval()
     if language and not isinstance(data, tuple):
+        if augment is not None:
+            raise ValueError("augment is for labelled inputs; token windows are not augmented, leave it out")
         check_windows(model, data)  # type: ignore[arg-type]
         return Windows(model, data, dense, distillation)
     if language or not (isinstance(data, tuple) and len(data) == 2):
@@ -92,7 +115,7 @@ def make_task(
             f"the data is a {type(data).__name__}; a {type(model).__name__} learns from {wanted}"
         )
     _check_labelled(model, *data)
-    return Labelled(data, dense, distillation)
+    return Labelled(data, dense, distillation, augment)
 
 
 def _check_dense(model: nn.Module, dense: nn.Module, device: torch.device) -> None:
@@ -121,6 +144,19 @@ def _check_labelled(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
             f"a label is {lowest if lowest < 0 else highest} but the model has {classes} classes, 0 to "
             f"{classes - 1}"
         )
+
+
+def _augmented(augment: Augment, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    made = augment(inputs, generator)
+    if not isinstance(made, torch.Tensor) or len(made) != len(inputs) or made.dtype != inputs.dtype:
+        said = (
+            f"{tuple(made.shape)} of {made.dtype}" if isinstance(made, torch.Tensor) else type(made).__name__
+        )
+        raise ValueError(
+            f"augment made {said} of inputs {tuple(inputs.shape)} of {inputs.dtype}; it must return as many "
+            "of the same dtype"
+        )
+    return made
 
 
 def _identity(dense: nn.Module, distillation: Distillation) -> str:
