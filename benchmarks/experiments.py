@@ -157,8 +157,8 @@ def killed(bars: Bars, folder: Path) -> None:
         if chance.random() < 0.25:
             time.sleep(chance.uniform(0, 6))
         else:
-            before, until = _kept(store), time.monotonic() + 60
-            while _kept(store) == before and process.poll() is None and time.monotonic() < until:
+            there, until = _kept(store), time.monotonic() + 60
+            while _kept(store) == there and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.05)
             time.sleep(chance.uniform(0, 0.5))
         if process.poll() is None:

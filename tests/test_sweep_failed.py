@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,12 +108,13 @@ def test_a_row_that_diverges_is_a_failed_row(store):
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("no room")])
 def test_memory_that_runs_out_is_freed_for_the_next_row(store, runs, error):
-    running._dense.get("something", lambda: None)
+    kept = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    running._dense.get("something", lambda: kept)
     runs.fail(error)
     with pytest.raises(ValueError, match="no room"):
         sweep(pk.Grid(), store)
     made = []
-    running._dense.get("something", lambda: made.append(True))
+    running._dense.get("something", lambda: made.append(True) or kept)
     running.forget()
     assert made
 

@@ -24,9 +24,12 @@ def worker_processes(
         return
     # spawn: forking a process that runs threads, as torch does, can deadlock.
     context = multiprocessing.get_context("spawn")
-    own: SimpleQueue[str | None] = context.SimpleQueue()
-    for device in dealt_out(devices, count):
-        own.put(device)
+    own: SimpleQueue[str] | None = None
+    # Only where it is needed: its lock is a semaphore of the system's, which a hasty end leaves behind.
+    if len(devices) > 1:
+        own = context.SimpleQueue()
+        for device in dealt_out(devices, count):
+            own.put(device)
     executor = ProcessPoolExecutor(
         count, mp_context=context, initializer=_start_worker, initargs=(threads, own)
     )
@@ -69,21 +72,21 @@ def named_devices(visible: str | None, count: int) -> list[str]:
     return [name.strip() for name in names][:count]
 
 
-def dealt_out(devices: Sequence[str], workers: int) -> list[str | None]:
-    """The device of each worker; None, the worker looks for itself, unless there are several.
+def dealt_out(devices: Sequence[str], workers: int) -> list[str]:
+    """The device of each worker, in turn.
 
-    >>> dealt_out(["0", "1"], 3), dealt_out(["0"], 2)
-    (['0', '1', '0'], [None, None])
+    >>> dealt_out(["0", "1"], 3)
+    ['0', '1', '0']
     """
-    return list(islice(cycle(devices if len(devices) > 1 else [None]), workers))
+    return list(islice(cycle(devices), workers))
 
 
-def _start_worker(threads: int, own: "SimpleQueue[str | None]") -> None:
+def _start_worker(threads: int, own: "SimpleQueue[str] | None") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    if device := own.get():
+    if own is not None:
         # CUDA reads it once, when it is first used.
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+        os.environ["CUDA_VISIBLE_DEVICES"] = own.get()
     import torch
     from tqdm import tqdm
 
