@@ -104,7 +104,7 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path):
     found = perpkit("demo", "--out", tmp_path / "file")
     assert found.exit_code == 1
     (line,) = found.stderr.splitlines()
-    assert line.startswith("perpkit demo: cannot create the folder of")
+    assert line.startswith("perpkit demo: cannot create the folder of the store")
     assert str(tmp_path / "file") in line
     assert (tmp_path / "file").read_text() == "in the way"
 

@@ -61,8 +61,7 @@ def test_the_recipe_holds_what_is_measured(recipe, shapes):
     model, measured = load_classifier("shapes-resnet", device="cpu"), recipe["measured"]
     assert measured["parameters"] == sum(p.numel() for p in model.parameters())
     assert measured["protocol"] == shapes.protocol
-    # Hard enough that pruning has something to take.
-    assert 0.87 < measured["test_accuracy"] < 0.97
+    assert 0.87 < measured["test_accuracy"] < 0.94
     assert accuracy(model, shapes.test) == pytest.approx(measured["test_accuracy"], abs=0.002)
     # the mildest and the worst of one kind; the tool measures all twenty
     for severity in (1, 5):

@@ -15,6 +15,7 @@ import torch
 from soup_parts import cook, same_soup, same_tensors
 
 from perpkit.retraining.soups.work import Work
+from perpkit.sources.augment import crop_and_flip
 
 BASELINES = {"baselines": ["imp", "best", "ensemble"], "cycles": 2}
 
@@ -150,6 +151,12 @@ def test_an_interrupt_keeps_what_is_finished(make_model, windows, tmp_path, coun
     soup = stopped.value.soup
     assert (soup.cycles, len(soup.candidates), len(soup.history)) == (1, 3, 9)
     soup.masks.check(soup.model)
+
+
+def test_another_augmentation_is_another_run(make_vision, pictures, tmp_path):
+    cook(make_vision("sequential"), pictures, m=2, cycles=1, augment=crop_and_flip, folder=tmp_path)
+    with pytest.raises(ValueError, match="another augment"):
+        cook(make_vision("sequential"), pictures, m=2, cycles=1, folder=tmp_path)
 
 
 def test_a_candidate_that_fails_says_which(make_vision, pictures, tmp_path):

@@ -55,7 +55,7 @@ def test_a_readonly_store_cannot_be_written(path):
     pk.Store(path).put("a", {"is": "a"})
     store = pk.Store(path, readonly=True)
     for call in (lambda: store.put("a", {}), lambda: store.delete(["a"])):
-        with pytest.raises(ValueError, match="is open readonly=True: open it without"):
+        with pytest.raises(ValueError, match="was opened readonly=True: open it without"):
             call()
     assert pk.Store(path).get(["a"]) == {"a": {"is": "a"}}
 
@@ -89,7 +89,7 @@ def test_a_pipe_in_the_place_of_the_file_does_not_hang(path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=f"cannot create the folder of .*; {ANOTHER}"):
+    with pytest.raises(ValueError, match=f"cannot create the folder of the store .*; {ANOTHER}"):
         pk.Store(tmp_path / "file" / "results.sqlite")
     with pytest.raises(ValueError, match="there is no store"):
         pk.Store(tmp_path / "file" / "results.sqlite", readonly=True)

@@ -1,13 +1,13 @@
 """Zero-shot tasks: their names, and their questions from the story world, local files or the Hub."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..sources.hub import unreachable
+from ..sources.hub import reading_dataset
 from ..sources.storyworld import ABILITIES, questions
 
 # The papers' seven, and the folder of the harness that holds the definition of each.
@@ -125,28 +125,16 @@ def _from_memory(asked: Callable[[], list[dict]]) -> dict:
     return {"custom_dataset": load, "test_split": "test"}
 
 
-@contextmanager
-def from_hub(name: str, reachable: bool) -> Iterator[None]:
+def from_hub(name: str, reachable: bool) -> AbstractContextManager[None]:
     """Load a task from the Hub, from its local cache alone when the Hub cannot be reached.
 
     Raises ValueError when it is in neither.
     """
-    import datasets
-
-    # The dataset client reads its offline switch once, at import; it has no local_files_only.
-    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not reachable
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if not reachable:
-            ways = (
-                f"ask tasks='storyworld', or put {name}.jsonl, one question a line in the data set's own "
-                "fields, into a folder and name that with tasks_dir="
-            )
-            raise ValueError(f"{unreachable(f'the task {name!r}')}. For tasks: {ways}") from error
-        raise ValueError(f"cannot load the task {name!r} from the Hub: {error}") from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+    ways = (
+        f". For tasks: ask tasks='storyworld', or put {name}.jsonl, one question a line in the data set's "
+        "own fields, into a folder and name that with tasks_dir="
+    )
+    return reading_dataset(f"the task {name!r}", reachable, source=" from the Hub", ways=ways)
 
 
 # --- local files ----------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ class Database:
     def write(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do `work(connection)` wholly or not at all, durable when this returns."""
         if self.readonly:
-            raise ValueError(f"the store {str(self.path)!r} is open readonly=True: open it without, to write")
+            words = "was opened readonly=True: open it without, to write"
+            raise ValueError(f"the store {str(self.path)!r} {words}")
         return self._patiently(lambda: self._once("rwc", "BEGIN IMMEDIATE", work))
 
     def check(self) -> None:
@@ -227,7 +228,8 @@ class Database:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ValueError(f"cannot create the folder of {name}: {error}; {ANOTHER}") from error
+                words = f"cannot create the folder of the store {name}: {error}; {ANOTHER}"
+                raise ValueError(words) from error
         try:
             facts = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):

@@ -12,7 +12,7 @@ from .experiment import Experiment
 from .run import prepared_key, run
 from .store import Store
 
-# Steps of a trial, and how many of a row's steps make one worth the while.
+# Retraining steps of a trial.
 TRIAL_STEPS = 4
 
 

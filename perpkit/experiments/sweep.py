@@ -1,7 +1,7 @@
 """Sweeps: run a grid of experiments, keep every finished row, return one tidy table."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -153,14 +153,16 @@ class _Work:
             while waiting:
                 if cancelled is not None and cancelled():
                     raise Cancelled
-                for future in _next(done):
-                    # One that was withdrawn has its row already.
-                    if future in waiting:
-                        key = waiting.pop(future)
-                        self._take(key, future)
-                        for other in self._hopeless(waiting):
-                            other.cancel()
-                            self._known_unloadable(waiting.pop(other))
+                try:
+                    future = done.get(timeout=SECONDS_BETWEEN_LOOKS)
+                except Empty:
+                    continue
+                # One that was withdrawn has its row already.
+                if future in waiting:
+                    self._take(waiting.pop(future), future)
+                    for other in self._hopeless(waiting):
+                        other.cancel()
+                        self._known_unloadable(waiting.pop(other))
         except BaseException as reason:
             if isinstance(reason, KeyboardInterrupt):
                 tqdm.write("Stopping the rows in work; finished ones are kept.")
@@ -205,11 +207,3 @@ class _Work:
 
 def _source(experiment: Experiment) -> tuple:
     return experiment.model, experiment.text, experiment.dtype, experiment.length
-
-
-def _next(done: "SimpleQueue[Future]") -> Iterator[Future]:
-    """The next future that is done, if one is within a moment."""
-    try:
-        yield done.get(timeout=SECONDS_BETWEEN_LOOKS)
-    except Empty:
-        return

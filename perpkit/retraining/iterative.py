@@ -119,7 +119,7 @@ def imp(
         shares = [trainable_share(model, subset)] if plan is None else plan["trainable_share"].tolist()
         return _table(history, cycle, target, shares, steps)
 
-    asked = _latched(cancelled)
+    asked = latched(cancelled)
     pruning = {"calibration": calibration, "seed": seed, **(pruning or {})}
     masks, histories = Masks({}), []
     for cycle, target in enumerate(targets, start=1):
@@ -194,8 +194,14 @@ def _joined(histories: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=COLUMNS)
 
 
-def _latched(cancelled: Callable[[], bool] | None) -> Callable[[], bool]:
-    """Once cancelled, always cancelled: pruning, retraining and the cycles must agree."""
+def latched(cancelled: Callable[[], bool] | None) -> Callable[[], bool]:
+    """Once cancelled, always cancelled: pruning, retraining and the cycles must agree.
+
+    >>> answers = iter([False, True, False])
+    >>> asked = latched(lambda: next(answers))
+    >>> asked(), asked(), asked()
+    (False, True, True)
+    """
     said = False
 
     def asked() -> bool:

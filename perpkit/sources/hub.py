@@ -1,6 +1,8 @@
 """Asking the model hub without hanging when it cannot be reached."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REACH_SECONDS = 3.0
 
@@ -32,6 +34,27 @@ def hub_reachable() -> bool:
     thread.start()
     thread.join(REACH_SECONDS + 0.5)
     return answered.is_set()
+
+
+@contextmanager
+def reading_dataset(what: str, reachable: bool, *, source: str = "", ways: str = "") -> Iterator[None]:
+    """Inside, the Hub's data sets come from the local cache alone when the Hub cannot be reached.
+
+    Raises ValueError for one that cannot be loaded; `source` says where from, where it could
+    be elsewhere, and `ways` are further ways out when it is in neither place.
+    """
+    import datasets
+
+    # The dataset client reads its offline switch once, at import; it has no local_files_only.
+    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not reachable
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not reachable:
+            raise ValueError(f"{unreachable(what)}{ways}") from error
+        raise ValueError(f"cannot load {what}{source}: {error}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
 
 
 def unreachable(what: str) -> ValueError:

@@ -10,7 +10,7 @@ import torch
 
 from . import shapes
 from .corruptions import corrupt
-from .hub import hub_reachable, unreachable
+from .hub import hub_reachable, reading_dataset
 from .pictures import ON_CORRUPT, Files, decode, find_pictures
 
 SPLITS = shapes.SPLITS
@@ -161,20 +161,12 @@ def _from_hub(name: str) -> tuple[dict[str, Files], tuple[str, ...]]:
     """Encoded pictures from the Hub; the cache is enough when the Hub cannot be reached."""
     import datasets
 
-    # The dataset client reads its offline switch once, at import; it has no local_files_only.
-    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not hub_reachable()
-    try:
-        files = {}
+    files = {}
+    with reading_dataset(f"the data set {name!r}", hub_reachable()):
         for split in ("train", "test"):
             rows = datasets.load_dataset(**HUB_IMAGES[name], split=split)
             classes = tuple(rows.features["label"].names)
             encoded = rows.cast_column("img", datasets.Image(decode=False))["img"]
             pictures = [(f"picture {i} of {name} ({split})", row["bytes"]) for i, row in enumerate(encoded)]
             files[split] = Files(pictures, np.array(rows["label"], np.int64))
-        return files, classes
-    except (OSError, ValueError) as error:
-        if datasets.config.HF_HUB_OFFLINE:
-            raise unreachable(f"the data set {name!r}") from error
-        raise ValueError(f"cannot load the data set {name!r}: {error}") from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+    return files, classes

@@ -130,19 +130,19 @@ class _Scene:
 
     def subject(self, labels: np.ndarray) -> None:
         """The shape that the picture is of, in the one of two colours that is further from the ground's."""
-        self.middle = self.uniform(-4, 4, 1), self.uniform(-4, 4, 1)
-        share = self.shape(labels, self.middle, self.uniform(7, 12, 1))
+        self.middle = self.uniform(-5, 5, 1), self.uniform(-5, 5, 1)
+        share = self.shape(labels, self.middle, self.uniform(6.5, 11.5, 1))
         one, other = self.uniform(0, 1, 3, 1), self.uniform(0, 1, 3, 1)
         nearer = np.abs(one - self.ground).sum(1) < np.abs(other - self.ground).sum(1)
         colour = np.where(nearer[:, None], other, one)
         self.cover(share, colour + self.uniform(-0.2, 0.2, 3, 1) * (self.waves() - 0.5))
 
     def bar(self) -> None:
-        """In half of the pictures, a bar across the subject."""
+        """In two thirds of the pictures, a bar across the subject."""
         angle = self.uniform(0, 2 * np.pi, 1)
-        through = np.cos(angle) * self.middle[0] + np.sin(angle) * self.middle[1] + self.uniform(-8, 8, 1)
-        share = _sharp(np.abs(self.along(angle) - through) - self.uniform(1, 2, 1))
-        share *= self.uniform(0, 1, 1) < 0.5
+        through = np.cos(angle) * self.middle[0] + np.sin(angle) * self.middle[1] + self.uniform(-6, 6, 1)
+        share = _sharp(np.abs(self.along(angle) - through) - self.uniform(1, 2.5, 1))
+        share *= self.uniform(0, 1, 1) < 2 / 3
         self.cover(share, self.uniform(0, 1, 3, 1))
 
     def light(self) -> None:
@@ -153,7 +153,7 @@ class _Scene:
     def developed(self) -> np.ndarray:
         """The pictures with noise, uint8 `[CHUNK, 3, 32, 32]`."""
         noise = self.random.standard_normal(self.colours.shape, np.float32)
-        self.colours += noise * self.uniform(0, 0.08, 1, 1)
+        self.colours += noise * self.uniform(0, 0.1, 1, 1)
         levels = np.rint(255 * self.colours).clip(0, 255).astype(np.uint8)
         return levels.reshape(CHUNK, 3, SIDE, SIDE)
 

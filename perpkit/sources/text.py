@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .hub import hub_reachable, unreachable
+from .hub import hub_reachable, reading_dataset
 from .storyworld import SPLITS, Story, stories
 
 if TYPE_CHECKING:
@@ -211,19 +211,9 @@ def _from_hub(name: str) -> dict[str, list[str]]:
     """The documents of a text from the Hub; the cache is enough when the Hub cannot be reached."""
     import datasets
 
-    recipe = HUB_TEXTS[name]
-    # The dataset client reads its offline switch once, at import; it has no local_files_only.
-    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not hub_reachable()
-    try:
-        return {
-            split: list(datasets.load_dataset(**recipe, split=split)["text"]) for split in ("train", "test")
-        }
-    except (OSError, ValueError) as error:
-        if datasets.config.HF_HUB_OFFLINE:
-            raise unreachable(f"the text {name!r}") from error
-        raise ValueError(f"cannot load the text {name!r}: {error}") from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+    with reading_dataset(f"the text {name!r}", hub_reachable()):
+        splits = {split: datasets.load_dataset(**HUB_TEXTS[name], split=split) for split in ("train", "test")}
+        return {split: list(rows["text"]) for split, rows in splits.items()}
 
 
 STORYWORLD_WINDOWS = {"train": 4096, "calibration": 128, "test": 160}

@@ -136,7 +136,9 @@ def test_an_error_is_told_and_the_controls_go_on(notebook, lab, result):
     store.rename(kept)
     store.write_text("a file where the store's folder was")
     explorer.press("ArrowRight")
-    explorer.expect(re.compile("^ValueError: the store .* cannot be used: .* or name another file"))
+    explorer.expect(
+        re.compile("^ValueError: cannot create the folder of the store .*: .*; name another file")
+    )
     notebook.screenshot("6_error", BREAKS)
     store.unlink()
     kept.rename(store)

@@ -1,9 +1,10 @@
 """Checkpoints of a retraining: written whole or not at all, and taken up only by the same run."""
 
+import functools
 import hashlib
 import os
 import zlib
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def identity(
     named = {name: str(getattr(settings, name)) for name in ("subset", "batch", "accumulate", "seed", "clip")}
     named |= {name: str(getattr(settings, name)) for name in ("optimizer", "momentum", "weight_decay")}
     named |= {"autocast": str(settings.autocast), "learning rates": _digest(str(settings.rates).encode())}
+    named["augment"] = _name(settings.augment)
     shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
     # Buffers that are not stored, such as tables of angles, follow from the rest or from the last call.
     stored = model.state_dict()
@@ -143,3 +145,13 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _name(function: Callable | None) -> str:
+    """What a function is called, the same in every process, for its address is not."""
+    if isinstance(function, functools.partial):
+        return f"{_name(function.func)} {function.args} {sorted(function.keywords.items())}"
+    if function is None:
+        return ""
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,12 +1,10 @@
 """One retraining in progress: its steps, the last good weights, and its checkpoint."""
 
-import functools
 import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -159,7 +157,6 @@ class Run:
             self.settings, self.model, weights.trained, weights.masks, self.task.data, weights.buffers
         )
         same |= {"distillation": self.task.teacher_identity(), "processes": str(self.machine.processes)}
-        same |= {"augment": _name(self.settings.augment)}
         self.every, self.file = every, Checkpoint(path, same)
         self.start = checksum(dict(self.weights.trained))
         if (found := self.file.load()) is None:
@@ -184,16 +181,6 @@ class Run:
                 **{"weights": self.weights.state(), "optimizer": self.optimizer.state_dict()},
                 **{"scaler": self.machine.scaler.state_dict(), "history": self.history},
             )
-
-
-def _name(function: Callable | None) -> str:
-    """What a function is called, the same in every process, for its address is not."""
-    if isinstance(function, functools.partial):
-        return f"{_name(function.func)} {function.args} {sorted(function.keywords.items())}"
-    if function is None:
-        return ""
-    named: Any = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def batch_order(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...pruning.masks import Masks
-from ..iterative import geometric_sparsities
+from ..iterative import geometric_sparsities, latched
 from ..loop.tasks import Data
 from .candidates import DEFAULTS, Vary
 from .comparison import COLUMNS, ITERATIVE, check_baselines, compared, held_out
@@ -121,7 +121,7 @@ def sms(
         score = held_out(validation, retraining.get("batch", DEFAULTS["batch"]))
     evaluate = evaluate or score
     check_baselines(baselines, evaluated=evaluate is not None, scored=score is not None)
-    asked, pruning = _latched(cancelled), dict(pruning or {})
+    asked, pruning = latched(cancelled), dict(pruning or {})
     same = {"criterion": criterion, "sparsity": repr(float(sparsity)), "cycles": str(cycles), "soup": soup}
     same |= made.identity() | pruning_identity(calibration, pruning)
     total = cycles * (m + len(set(baselines) & set(ITERATIVE)))
@@ -161,15 +161,3 @@ def _check_soup(soup: str, score: Score | None, validation: Data | None) -> None
         raise ValueError(
             "a greedy soup needs held-out data: give validation=, or score=, a function of the model"
         )
-
-
-def _latched(cancelled: Callable[[], bool] | None) -> Callable[[], bool]:
-    """Once cancelled, always cancelled: pruning, retraining and the cycles must agree."""
-    said = False
-
-    def asked() -> bool:
-        nonlocal said
-        said = said or (cancelled is not None and cancelled())
-        return said
-
-    return asked
