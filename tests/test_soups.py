@@ -175,3 +175,21 @@ def test_subsets_and_heads_that_are_tied(tiny_opt, text, subset):
         settings = {**TOKENS, "subset": subset, "steps": 2, "seed": seed, "progress": False}
         pk.retrain(each, text.train[:8], masks=masks, **settings)
     assert same_tensors(soup.model, average(copies, masks))
+
+
+def test_the_average_is_normalised_by_a_random_part_of_many_inputs(make_vision, pictures, monkeypatch):
+    """Of data in the order of their classes the first would say nothing of the others."""
+    inputs, labels = pictures
+    first, second = inputs + 5, inputs - 5
+    ordered = torch.cat([first, second]), torch.cat([labels, labels])
+    monkeypatch.setattr("perpkit.retraining.soups.cycles.REESTIMATED", 8)
+    dense = make_vision("sequential")
+    soup = cook(dense, ordered, steps=2, cycles=1).model
+    stem = next(module for module in soup.modules() if isinstance(module, torch.nn.Conv2d))
+    statistics = next(module for module in soup.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:8]
+    assert {int(index) < 10 for index in chosen} == {True, False}
+    with torch.no_grad():
+        values = stem(ordered[0][chosen]).double().transpose(0, 1).flatten(1)
+    assert torch.allclose(statistics.running_mean.double(), values.mean(1), atol=1e-5)
+    assert torch.allclose(statistics.running_var.double(), values.var(1), rtol=1e-4)

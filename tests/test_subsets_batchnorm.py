@@ -98,3 +98,14 @@ def test_a_layer_that_is_not_called_keeps_its_statistics():
     recalibrate_batchnorm(model, torch.randn(8, 2))
     assert torch.equal(model[0].spare.running_var, torch.ones(3))
     assert not torch.equal(model[0].running_var, torch.ones(2))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_far_from_zero_nothing_is_lost(dtype, rtol):
+    """The textbook difference of squares would lose all of the variance here."""
+    model = nn.Sequential(nn.BatchNorm2d(2)).to(dtype)
+    inputs = (8 + images(40) / 100).to(dtype)
+    recalibrate_batchnorm(model, inputs, batch=7)
+    values = inputs.double().transpose(0, 1).flatten(1)
+    assert torch.allclose(model[0].running_mean.double(), values.mean(1), rtol=rtol)
+    assert torch.allclose(model[0].running_var.double(), values.var(1), rtol=rtol)

@@ -93,12 +93,14 @@ class _Moments:
         self.mean = self.deviation = torch.zeros(())
 
     def add(self, values: torch.Tensor) -> None:
-        # One pass over each channel's values where they lie: transposed they would be copied first.
-        channels = values.double().reshape(*values.shape[:2], -1)
+        # Read where they lie, in their own precision: sums of one picture's channel at a time lose nothing
+        # that counts, and only these many are in float64.
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        channels = values.reshape(*values.shape[:2], -1)
         count = channels.shape[0] * channels.shape[2]
-        mean = channels.sum((0, 2)) / count
-        norms = torch.linalg.vector_norm(channels - mean[:, None], dim=2)
-        deviation = norms.square().sum(0)
+        mean = channels.sum(2).double().sum(0) / count
+        norms = torch.linalg.vector_norm(channels - mean.to(values.dtype)[:, None], dim=2)
+        deviation = norms.double().square().sum(0)
         if self.batches == 0:
             self.mean, self.deviation = torch.zeros_like(mean), torch.zeros_like(mean)
         total = self.count + count

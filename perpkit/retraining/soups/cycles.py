@@ -23,6 +23,8 @@ from .files import about, read, write
 from .work import Files, Work, here, on
 
 COLUMNS = ["cycle", "candidate", "sparsity", *VARIED, "loss", "seconds", "chosen", "score"]
+# Inputs that say a soup's batch statistics: more change nothing that is seen, and an average is to be cheap.
+REESTIMATED = 2048
 Score = Callable[[nn.Module], float]
 
 
@@ -227,6 +229,9 @@ class Cycles:
     def _reestimate(self, model: nn.Module) -> None:
         data = self.plan.data
         inputs = data if isinstance(data, torch.Tensor) else data[0]
+        if len(inputs) > REESTIMATED:
+            chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+            inputs = inputs[chosen[:REESTIMATED]]
         # In batches as in training, which also stay in the processor's cache; equal parts of at most three
         # inputs are never of a single one, which could not be normalised.
         batch = max(3, self.plan.common.get("batch", DEFAULTS["batch"]))

@@ -76,8 +76,8 @@ def sms(
     """Sparse Model Soups (SMS; Zimmer et al. 2024): iterative pruning that goes on from averages.
 
     Each cycle prunes as `imp` does, retrains m copies that differ in one thing, and goes on from their
-    average, which has their common mask; batch normalisations are re-estimated for it in one pass over the
-    inputs of `data`, in batches as in the retraining. The given model stays as it is. With m = 1 nothing is
+    average, which has their common mask; batch normalisations are re-estimated for it in one pass over 2048
+    inputs of `data`, or all if there are fewer, in batches as in the retraining. The given model stays as it is. With m = 1 nothing is
     averaged and SMS is `imp`.
 
     - `data`, `criterion`, `calibration` and `pruning` are those of `imp`, the further keywords those of
