@@ -8,9 +8,9 @@ from .experiments.grid import Grid as Grid
 from .experiments.shared import Cancelled as Cancelled
 from .experiments.store import Store as Store
 from .experiments.sweep import sweep as sweep
-from .interactive.explorers import SparsityExplorer as SparsityExplorer
-from .interactive.plots import plot_curves as plot_curves
-from .interactive.plots import save_figure as save_figure
+from .interactive.explorers.sparsity import SparsityExplorer as SparsityExplorer
+from .interactive.plots.curves import plot_curves as plot_curves
+from .interactive.plots.figure import save_figure as save_figure
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
 from .pruning.storage import storage as storage

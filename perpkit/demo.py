@@ -12,7 +12,8 @@ from .experiments.grid import Grid
 from .experiments.store import Store
 from .experiments.sweep import sweep
 from .interactive.notebooks import execute_notebook
-from .interactive.plots import plot_curves, save_figure
+from .interactive.plots.curves import plot_curves
+from .interactive.plots.figure import save_figure
 from .sources.embedded import data_folder
 
 SPARSITIES = [0.3, 0.4, 0.5, 0.6, 0.7]

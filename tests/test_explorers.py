@@ -7,7 +7,8 @@ from explorer_parts import SOON, Runs, shown, words
 
 import perpkit as pk
 from perpkit.experiments import run as running
-from perpkit.interactive import explorers
+from perpkit.interactive.explorers import explorer as base
+from perpkit.interactive.explorers.sparsity import SPARSITIES
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_filled_store_is_shown_at_once_and_nothing_is_run(store, runs, monkeyp
     pk.sweep(grid, store=store, progress=False)
     runs.clear()
     with monkeypatch.context() as held:
-        held.setattr(explorers.Job, "submit", lambda *_: None)
+        held.setattr(base.Job, "submit", lambda *_: None)
         explorer = pk.SparsityExplorer(grid, store=store)
         assert bytes(explorer.picture.value).startswith(b"\x89PNG")
     explorer = pk.SparsityExplorer(grid, store=store)
@@ -86,7 +87,7 @@ def test_the_pruned_model_is_shown_before_the_retraining_begins(store, runs):
 
 
 def test_the_news_tell_the_training_step(store, runs, monkeypatch):
-    monkeypatch.setattr(explorers, "SECONDS_BETWEEN_NEWS", 0)
+    monkeypatch.setattr(base, "SECONDS_BETWEEN_NEWS", 0)
     told = []
     grid = pk.Grid(sparsity=[0.5], retrain=["none", "biases"], steps=3)
     explorer = pk.SparsityExplorer(grid, store=store)
@@ -140,7 +141,7 @@ def test_twenty_quick_moves_leave_the_last(store, runs):
     grid = pk.Grid(sparsity=[0.5], retrain=["none", "biases"])
     explorer = pk.SparsityExplorer(grid, store=store)
     for move in range(20):
-        explorer.sparsity.value = explorers.SPARSITIES[(7 * move + 1) % len(explorers.SPARSITIES)]
+        explorer.sparsity.value = SPARSITIES[(7 * move + 1) % len(SPARSITIES)]
     explorer.sparsity.value = 0.35
     assert explorer.wait(SOON)
     assert words(explorer) == "35 %: perplexity 2.00 dense → 5.50 pruned"
@@ -153,7 +154,7 @@ def test_hands_in_many_threads_leave_one_consistent_point(store, runs):
 
     def move(offset):
         for step in range(10):
-            explorer.show(explorers.SPARSITIES[(step * offset) % 19], ["none", "biases"][step % 2])
+            explorer.show(SPARSITIES[(step * offset) % 19], ["none", "biases"][step % 2])
 
     threads = [threading.Thread(target=move, args=[offset]) for offset in (1, 5, 7, 11)]
     for thread in threads:

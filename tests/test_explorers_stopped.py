@@ -8,7 +8,7 @@ from explorer_parts import SOON, Runs, shown, words
 
 import perpkit as pk
 from perpkit.experiments import run as running
-from perpkit.interactive import explorers
+from perpkit.interactive.explorers import explorer as base
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_an_error_in_a_callback_is_shown(store, runs, monkeypatch, callback):
     def broken(*_):
         raise RuntimeError("the callback broke")
 
-    monkeypatch.setattr(explorers.Job, callback, broken)
+    monkeypatch.setattr(base.Job, callback, broken)
     if callback == "submit":
         explorer.sparsity.value = 0.6
     else:

@@ -183,3 +183,19 @@ def test_many_threads_may_ask_at_once(job, errors):
     job.submit(work)
     assert job.wait(SOON)
     assert done
+
+
+def test_without_a_background_the_work_is_done_when_submit_returns():
+    errors, threads = [], []
+    job = Job(errors.append, background=False)
+
+    def work(request):
+        threads.append(threading.current_thread())
+        if len(threads) < 3:
+            job.submit(work)
+
+    job.submit(work)
+    assert threads == [threading.current_thread()] * 3
+    assert job.wait(0)
+    job.submit(lambda request: 1 / 0)
+    assert [type(error) for error in errors] == [ZeroDivisionError]

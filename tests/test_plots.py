@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import perpkit as pk
-from perpkit.interactive.plots import COLOURS, INPUTS
+from perpkit.interactive.plots.curves import INPUTS
+from perpkit.interactive.plots.figure import COLOURS
 
 
 def table(**columns) -> pd.DataFrame:

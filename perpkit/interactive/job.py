@@ -41,7 +41,8 @@ class Job:
 
     `work(request)` asks `request.cancelled()` often and may raise Cancelled; what others can see it changes
     only through `request.show(update)`. Any other exception goes to `on_error`, unless nobody waits for this
-    request any more. `lock` is held by every update; hold it too to change what they change.
+    request any more. `lock` is held by every update; hold it too to change what they change. Without
+    `background` the work is done in the thread that submits it, before `submit` returns.
 
     >>> done = []
     >>> job = Job(on_error=print)
@@ -50,23 +51,29 @@ class Job:
     (True, [1])
     """
 
-    def __init__(self, on_error: Callable[[Exception], None]):
+    def __init__(self, on_error: Callable[[Exception], None], *, background: bool = True):
         # Reentrant: an update may submit the next request.
         self.lock = threading.RLock()
         self._on_error = on_error
+        self._background = background
         self._running = Request(self.lock)
         self._waiting: Work | None = None
         self._idle = threading.Event()
         self._idle.set()
 
     def submit(self, work: Work) -> None:
-        """Run the work as soon as the running one has stopped; returns at once."""
+        """Run the work as soon as the running one has stopped; returns at once, in the background."""
         with self.lock:
             self._running.stop()
             self._waiting = work
             if self._idle.is_set():
                 self._idle.clear()
-                threading.Thread(target=self._run, name="perpkit-job", daemon=True).start()
+                if self._background:
+                    threading.Thread(target=self._run, name="perpkit-job", daemon=True).start()
+                    return
+            else:
+                return
+        self._run()
 
     def cancel(self) -> None:
         """Stop the running work and forget the waiting one; returns at once."""

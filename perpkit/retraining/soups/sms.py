@@ -77,8 +77,8 @@ def sms(
 
     Each cycle prunes as `imp` does, retrains m copies that differ in one thing, and goes on from their
     average, which has their common mask; batch normalisations are re-estimated for it in one pass over 2048
-    inputs of `data`, or all if there are fewer, in batches as in the retraining. The given model stays as it is. With m = 1 nothing is
-    averaged and SMS is `imp`.
+    inputs of `data`, or all if there are fewer, in batches as in the retraining. The given model stays as it
+    is. With m = 1 nothing is averaged and SMS is `imp`.
 
     - `data`, `criterion`, `calibration` and `pruning` are those of `imp`, the further keywords those of
       `retrain`, `subset` and `lr` at least.

@@ -1,43 +1,28 @@
-"""Explorers: sliders and buttons over calls that a cell could make."""
+"""The sparsity explorer: perplexity over sparsity, exploding and coming back."""
 
 import dataclasses
 import functools
 import html
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
 from matplotlib.patheffects import withStroke
 
-from ..experiments.experiment import Experiment
-from ..experiments.grid import Grid
-from ..experiments.store import Store
-from ..experiments.sweep import NothingComputed, sweep
-from .job import Job, Request
-from .plots import GREY, DataFigure, plot_curves
+from ...experiments.experiment import Experiment
+from ...experiments.grid import Grid
+from ...experiments.store import Store
+from ...experiments.sweep import NothingComputed, sweep
+from ..job import Request
+from ..plots.curves import plot_curves
+from ..plots.figure import GREY, DataFigure
+from .explorer import SPINNER, Explorer, guarded
 
 SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
-SECONDS_BETWEEN_NEWS = 0.2
-SPINNER = '<i class="fa fa-spinner fa-spin" title="working"></i>'
 
 
-def _guarded(callback):
-    """Show in the widget what goes wrong in a callback: raised into the front end, nobody would see it."""
-
-    @functools.wraps(callback)
-    def call(self, *arguments):
-        try:
-            callback(self, *arguments)
-        except Exception as error:
-            self._failed(error)
-
-    return call
-
-
-class SparsityExplorer(widgets.VBox):
+class SparsityExplorer(Explorer):
     """Drag the sparsity, choose what is retrained, watch the perplexity explode and come back.
 
     The curves start with the grid's finished rows; a point that is missing is computed in the background
@@ -54,16 +39,21 @@ class SparsityExplorer(widgets.VBox):
     (True, '70 %: perplexity')
     """
 
-    def __init__(self, grid: Grid, *, store: Store | str | Path | None = None):
+    name = "sparsity"
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        store: Store | str | Path | None = None,
+        export_folder: str | Path = "exports",
+        background: bool = True,
+    ):
         experiments = list(grid)
         self._templates = _by_retraining(experiments)
         self._store = store if isinstance(store, Store) else Store(store)
         found = self._store.get(experiment.key() for experiment in experiments)
         self._rows = {key: row for key, row in found.items() if not row.get("error")}
-        # Its lock guards the rows and the widgets.
-        self._job = Job(self._failed)
-        self.error: Exception | None = None
-
         sparsities = sorted({experiment.sparsity for experiment in experiments})
         self.sparsity = widgets.SelectionSlider(
             options=[(_percent(value), value) for value in sorted({*SPARSITIES, *sparsities})],
@@ -78,28 +68,15 @@ class SparsityExplorer(widgets.VBox):
             description="retrain",
             layout=widgets.Layout(width="215px"),
         )
-        narrow = widgets.Layout(width="104px")
-        self.cancel = widgets.Button(description="Cancel", icon="stop", layout=narrow)
-        self.again = widgets.Button(description="Try again", icon="refresh", layout=narrow)
-        self.message = widgets.HTML()
-        self.picture = widgets.Image(
-            format="png", layout=widgets.Layout(width="720px", max_width="100%", align_self="flex-start")
-        )
-        for name in ("sparsity", "retrain", "cancel", "again", "message", "picture"):
-            getattr(self, name).add_class(f"perpkit-{name}")
+        self.sparsity.add_class("perpkit-sparsity")
+        self.retrain.add_class("perpkit-retrain")
+        super().__init__([self.sparsity, self.retrain], export_folder=export_folder, background=background)
         self.sparsity.observe(self._on_point, names="value")
         self.retrain.observe(self._on_point, names="value")
-        self.again.on_click(self._on_point)
-        self.cancel.on_click(self._on_cancel)
-        controls = [self.sparsity, self.retrain, self.cancel, self.again]
-        row = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([row, self.message, self.picture])
-        self._draw(_marked(self._table(), self.sparsity.value, "none").png() if self._rows else None)
+        if self._rows:
+            figure = _marked(self._table(), self.sparsity.value, "none")
+            self._show(figure, figure.png())
         self._on_point()
-
-    def __repr__(self) -> str:
-        # What is left of the widget in a notebook that is read without a kernel.
-        return "SparsityExplorer: moves in a running notebook; its figure() is a picture"
 
     def show(self, sparsity: float, retrain: str) -> None:
         """Put the controls on a point, as a hand would, and ask for it, again if need be.
@@ -116,10 +93,6 @@ class SparsityExplorer(widgets.VBox):
         self.sparsity.value = sparsity
         self._on_point()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
-        return self._job.wait(timeout)
-
     def figure(self) -> DataFigure:
         """The curves with the chosen point marked, once everything asked for is computed.
 
@@ -128,40 +101,15 @@ class SparsityExplorer(widgets.VBox):
         self.wait()
         return _marked(self._table(), self.sparsity.value, self.retrain.value)
 
-    @_guarded
+    @guarded
     def _on_point(self, _=None) -> None:
         sparsity, retrain = self.sparsity.value, self.retrain.value
-        with self._job.lock:
-            self._say(f"{_percent(sparsity)}: working {SPINNER}", busy=True)
-            self._job.submit(lambda request: self._compute(request, sparsity, retrain))
+        work = functools.partial(self._compute, sparsity=sparsity, retrain=retrain)
+        self._ask(f"{_percent(sparsity)}: working", work)
 
-    @_guarded
-    def _on_cancel(self, _) -> None:
-        with self._job.lock:
-            # Enabled means that something runs: a click that comes too late must not hide its result.
-            if not self.cancel.disabled:
-                self._job.cancel()
-                self._say("cancelled; finished rows are kept", again=True)
-
-    def _failed(self, error: Exception) -> None:
-        with self._job.lock:
-            self.error = error
-            # Of a failed row the row's own error: the widget tries again by itself.
-            words = error.first if isinstance(error, NothingComputed) else f"{type(error).__name__}: {error}"
-            kind, _, what = words.partition(": ")
-            words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
-            self._say(f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>', again=True)
-
-    def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
-        self.message.value = text
-        self.cancel.disabled = not busy
-        self.again.disabled = not again
-
-    def _draw(self, png: bytes | None) -> None:
-        if png is not None:
-            self.picture.value = png
-        # Without a file a browser shows a torn picture.
-        self.picture.layout.display = "block" if self.picture.value else "none"
+    def _words(self, error: Exception) -> str:
+        # Of a failed row the row's own error: the widget tries again by itself.
+        return error.first if isinstance(error, NothingComputed) else super()._words(error)
 
     def _compute(self, request: Request, sparsity: float, retrain: str) -> None:
         """Compute what is missing of a point and show it; the pruned model before the retraining begins."""
@@ -171,7 +119,7 @@ class SparsityExplorer(widgets.VBox):
         missing = set(keys) - set(self._store.get(keys))
         text = f"{_percent(sparsity)}: "
         for key, experiment in zip(keys, chosen, strict=True):
-            watch = self._watch(request, experiment, text)
+            watch = self._watch(request, functools.partial(_news, text, experiment))
             results = sweep(
                 [experiment], store=self._store, retry_failed=True, progress=False, cancelled=watch
             )
@@ -182,28 +130,7 @@ class SparsityExplorer(widgets.VBox):
             text += _result(table, experiment)
             last = key == keys[-1]
             if (last or missing) and not request.cancelled():
-                self._publish(request, text, busy=not last, png=_marked(table, sparsity, retrain).png())
-
-    def _watch(self, request: Request, experiment: Experiment, text: str) -> Callable[[], bool]:
-        """What the sweep asks before every step and batch: whether to stop. Shows the news on the way."""
-        step, told = 0, time.monotonic()
-
-        def cancelled() -> bool:
-            nonlocal step, told
-            step += 1
-            if time.monotonic() - told > SECONDS_BETWEEN_NEWS:
-                told = time.monotonic()
-                self._publish(request, text + _news(experiment, step), busy=True)
-            return request.cancelled()
-
-        return cancelled
-
-    def _publish(self, request: Request, text: str, *, busy: bool, png: bytes | None = None) -> None:
-        def update() -> None:
-            self._draw(png)
-            self._say(text, busy=busy)
-
-        request.show(update)
+                self._publish(request, text, busy=not last, figure=_marked(table, sparsity, retrain))
 
     def _table(self) -> pd.DataFrame:
         with self._job.lock:
@@ -271,14 +198,16 @@ def _result(table: pd.DataFrame, experiment: Experiment) -> str:
     )
 
 
-def _news(experiment: Experiment, step: int) -> str:
+def _news(before: str, experiment: Experiment, step: int) -> str:
     """What is being done, in words, when the sweep has asked for the step-th time whether to stop."""
     if experiment.retrain == "none":
-        return f"pruning {SPINNER}"
+        return f"{before}pruning {SPINNER}"
     if step > experiment.steps:
-        return f" → measuring {SPINNER}"
+        return f"{before} → measuring {SPINNER}"
     done = f'<progress value="{step}" max="{experiment.steps}"></progress>'
-    return f" → retraining {html.escape(experiment.retrain)}, step {step} of {experiment.steps} {done}"
+    return (
+        f"{before} → retraining {html.escape(experiment.retrain)}, step {step} of {experiment.steps} {done}"
+    )
 
 
 def _percent(sparsity: float) -> str:

@@ -1,31 +1,14 @@
-"""Plots: a table in, a figure out, nothing else."""
+"""Curves over sparsity, or over anything else that was varied."""
 
 import dataclasses
-import io
-import threading
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from ..experiments.experiment import Experiment
+from ...experiments.experiment import Experiment
+from .figure import COLOURS, DASHES, GREY, MARKERS, DataFigure
 
-# Okabe and Ito's colours, told apart by people with any colour vision; markers and dashes for print in grey.
-COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
-DASHES: list = [
-    "-",
-    (0, (6, 2)),
-    (0, (2, 1.5)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (9, 3)),
-    (0, (1, 1)),
-    (0, (4, 1, 1, 1)),
-]
-GREY = "#666666"
 LABELS = {
     "perplexity": "perplexity (test)",
     "retrain": "retrained",
@@ -33,29 +16,6 @@ LABELS = {
     "trainable_share": "trainable parameters",
 }
 INPUTS = [field.name for field in dataclasses.fields(Experiment) if field.name != "seed"]
-# Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
-_DRAWING = threading.RLock()
-
-
-class DataFigure(Figure):
-    """A figure that carries the table it was drawn from as `table` and shows itself in a notebook."""
-
-    table: pd.DataFrame
-
-    def savefig(self, *args, **kwargs) -> None:
-        with _DRAWING:
-            super().savefig(*args, **kwargs)
-
-    def png(self, dpi: float = 160) -> bytes:
-        """The picture as a PNG file's bytes."""
-        picture = io.BytesIO()
-        self.savefig(picture, format="png", dpi=dpi)
-        return picture.getvalue()
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        # Drawn finer than it is shown, for projectors and high-resolution screens.
-        width, height = (round(100 * inches) for inches in self.get_size_inches())
-        return self.png(), {"width": width, "height": height}
 
 
 def plot_curves(
@@ -192,32 +152,3 @@ def _caption(results: pd.DataFrame, finite: pd.DataFrame, x: str, hue: str) -> s
     if lost := len(results) - len(finite):
         lines.append(f"{lost} of {len(results)} rows are not finite and not shown")
     return "\n".join(line for line in lines if line)
-
-
-def save_figure(figure: DataFigure, path: str | Path) -> list[Path]:
-    """Write a figure as PDF, SVG and PNG and the table behind it as CSV; returns the files.
-
-    `path` is the name without an ending; its folder is created. The same figure gives the same files.
-
-    Raises ValueError when the files cannot be written.
-
-    >>> import tempfile
-    >>> table = pd.DataFrame({"sparsity": [0.5], "perplexity": [3.0], "retrain": ["none"]})
-    >>> files = save_figure(plot_curves(table), Path(tempfile.mkdtemp()) / "curve")
-    >>> [file.suffix for file in files]
-    ['.pdf', '.svg', '.png', '.csv']
-    """
-    path = Path(path)
-    files = [path.with_name(path.name + ending) for ending in (".pdf", ".svg", ".png", ".csv")]
-    # No date and no random names inside; letters that journals and drawing programs can edit.
-    fixed: dict = {"svg.hashsalt": "perpkit", "pdf.fonttype": 42}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _DRAWING, matplotlib.rc_context(fixed):
-            figure.savefig(files[0], metadata={"CreationDate": None})
-            figure.savefig(files[1], metadata={"Date": None})
-            figure.savefig(files[2], dpi=200)
-        figure.table.to_csv(files[3], index=False)
-    except OSError as error:
-        raise ValueError(f"cannot write the figure {str(path)!r}: {error}") from error
-    return files

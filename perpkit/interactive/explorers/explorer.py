@@ -1,0 +1,206 @@
+"""What all explorers are: controls over one background job, news, errors in words, a picture, its export."""
+
+import base64
+import functools
+import html
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from ..job import Job, Request, Work
+from ..plots.figure import ENDINGS, DataFigure, save_figure
+
+SECONDS_BETWEEN_NEWS = 0.2
+SPINNER = '<i class="fa fa-spinner fa-spin" title="working"></i>'
+KINDS = {".pdf": "application/pdf", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
+
+
+def guarded(callback):
+    """Show in the widget what goes wrong in a callback: raised into the front end, nobody would see it."""
+
+    @functools.wraps(callback)
+    def call(self, *arguments):
+        try:
+            callback(self, *arguments)
+        except Exception as error:
+            self._failed(error)
+
+    return call
+
+
+class Explorer(widgets.VBox):
+    """A row of controls, a message, a picture and its export, above one cancellable background job.
+
+    A subclass gives its `controls`, and asks for work with `_ask` whenever one of them has changed. Messages
+    are HTML: what comes from people or files is escaped by whoever says it. What went wrong is shown in
+    words, with the traceback folded away; `error` holds the last exception, and the controls stay usable.
+    Exports are written into `export_folder` and nowhere else. With `background=False`, for programs and
+    headless runs, the same work is done before the control's change returns.
+    """
+
+    # Of exported files.
+    name = "explorer"
+
+    def __init__(
+        self,
+        controls: Sequence[widgets.Widget],
+        *,
+        export_folder: str | Path = "exports",
+        background: bool = True,
+    ):
+        # Its lock guards what the work has made, and the widgets.
+        self._job = Job(self._failed, background=background)
+        self._figure: DataFigure | None = None
+        self._folder = Path(export_folder)
+        self.error: Exception | None = None
+        narrow = widgets.Layout(width="104px")
+        self.cancel = widgets.Button(description="Cancel", icon="stop", layout=narrow, disabled=True)
+        self.again = widgets.Button(description="Try again", icon="refresh", layout=narrow, disabled=True)
+        self.message, self.details, self.exported = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.picture = widgets.Image(
+            format="png",
+            layout=widgets.Layout(width="720px", max_width="100%", align_self="flex-start", display="none"),
+        )
+        self.exports = {
+            ending: widgets.Button(
+                description=ending[1:].upper(),
+                icon="download",
+                tooltip=f"write the picture to {self._folder / self.name}{ending}",
+                layout=widgets.Layout(width="80px"),
+                disabled=True,
+            )
+            for ending in ENDINGS
+        }
+        for ending, button in self.exports.items():
+            button.on_click(functools.partial(self._on_export, ending))
+            button.add_class(f"perpkit-export-{ending[1:]}")
+        for name in ("cancel", "again", "message", "details", "picture", "exported"):
+            getattr(self, name).add_class(f"perpkit-{name}")
+        self.cancel.on_click(self._on_cancel)
+        self.again.on_click(self._on_again)
+        self._work: tuple[str, Work] | None = None
+        wrapped = widgets.Layout(flex_flow="row wrap")
+        super().__init__(
+            [
+                widgets.HBox([*controls, self.cancel, self.again], layout=wrapped),
+                self.message,
+                self.details,
+                self.picture,
+                widgets.HBox([*self.exports.values(), self.exported], layout=wrapped),
+            ]
+        )
+
+    def __repr__(self) -> str:
+        # What is left of the widget in a notebook that is read without a kernel.
+        return f"{type(self).__name__}: moves in a running notebook; its figure() is a picture"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
+        return self._job.wait(timeout)
+
+    def figure(self) -> DataFigure:
+        """The picture as a figure, once everything asked for is computed.
+
+        Raises ValueError when nothing could be computed.
+        """
+        self.wait()
+        with self._job.lock:
+            if self._figure is None:
+                raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
+            return self._figure
+
+    # --- for subclasses ----------------------------------------------------------------------------
+
+    def _ask(self, text: str, work: Work) -> None:
+        """Start the work, or put it in the place of what runs, saying the text meanwhile."""
+        with self._job.lock:
+            self._work = text, work
+            self._say(f"{text} {SPINNER}", busy=True)
+            self._job.submit(work)
+
+    def _publish(
+        self, request: Request, text: str, *, busy: bool = False, figure: DataFigure | None = None
+    ) -> None:
+        """Say and show what the request has come to, unless nobody waits for it any more."""
+        # Drawn before the lock is taken: a slider must not wait for it.
+        png = None if figure is None else figure.png()
+
+        def update() -> None:
+            if figure is not None and png is not None:
+                self._show(figure, png)
+            self._say(text, busy=busy)
+
+        request.show(update)
+
+    def _watch(self, request: Request, news: Callable[[int], str]) -> Callable[[], bool]:
+        """A `cancelled` for calls that ask it before every step; it shows `news(step)` now and then."""
+        step, told = 0, time.monotonic()
+
+        def cancelled() -> bool:
+            nonlocal step, told
+            step += 1
+            if time.monotonic() - told > SECONDS_BETWEEN_NEWS:
+                told = time.monotonic()
+                self._publish(request, news(step), busy=True)
+            return request.cancelled()
+
+        return cancelled
+
+    def _show(self, figure: DataFigure, png: bytes) -> None:
+        self._figure = figure
+        self.picture.value = png
+        # Hidden until there is one: without a file a browser shows a torn picture.
+        self.picture.layout.display = "block"
+        self.exported.value = ""
+        for button in self.exports.values():
+            button.disabled = False
+
+    def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
+        self.message.value, self.details.value = text, ""
+        self.cancel.disabled = not busy
+        self.again.disabled = not again
+
+    def _words(self, error: Exception) -> str:
+        """An exception in one line, the kind, a colon, and what it says."""
+        return f"{type(error).__name__}: {error}"
+
+    # --- callbacks ---------------------------------------------------------------------------------
+
+    def _failed(self, error: Exception) -> None:
+        with self._job.lock:
+            self.error = error
+            kind, _, what = self._words(error).partition(": ")
+            words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
+            self._say(f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>', again=True)
+            trace = html.escape("".join(traceback.format_exception(error)))
+            self.details.value = f"<details><summary>traceback</summary><pre>{trace}</pre></details>"
+
+    @guarded
+    def _on_cancel(self, _) -> None:
+        with self._job.lock:
+            # Enabled means that something runs: a click that comes too late must not hide its result.
+            if not self.cancel.disabled:
+                self._job.cancel()
+                self._say("cancelled; finished rows are kept", again=True)
+
+    @guarded
+    def _on_again(self, _) -> None:
+        if self._work is not None:
+            self._ask(*self._work)
+
+    def _on_export(self, ending: str, _) -> None:
+        try:
+            with self._job.lock:
+                if self._figure is None:
+                    return
+                figure = self._figure
+            [file] = save_figure(figure, self._folder / self.name, [ending])
+            # The kernel may run elsewhere: the link has the file in itself.
+            data = base64.b64encode(file.read_bytes()).decode()
+            link = f'<a download="{file.name}" href="data:{KINDS[ending]};base64,{data}">download</a>'
+            self.exported.value = f"written to {html.escape(str(file))} · {link}"
+        except Exception as error:
+            self._failed(error)

@@ -1,0 +1,88 @@
+"""What all plots share: a figure that carries its table, colours that everybody can tell apart, files."""
+
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by people with any colour vision; markers and dashes for print in grey.
+COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+DASHES: list = [
+    "-",
+    (0, (6, 2)),
+    (0, (2, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (9, 3)),
+    (0, (1, 1)),
+    (0, (4, 1, 1, 1)),
+]
+GREY = "#666666"
+ENDINGS = (".pdf", ".svg", ".png", ".csv")
+# Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
+_DRAWING = threading.RLock()
+# No date inside, so that the same figure is the same file.
+_WRITTEN: dict[str, dict] = {
+    ".pdf": {"metadata": {"CreationDate": None}},
+    ".svg": {"metadata": {"Date": None}},
+    ".png": {"dpi": 200},
+}
+
+
+class DataFigure(Figure):
+    """A figure that carries the table it was drawn from as `table` and shows itself in a notebook."""
+
+    table: pd.DataFrame
+
+    def savefig(self, *args, **kwargs) -> None:
+        with _DRAWING:
+            super().savefig(*args, **kwargs)
+
+    def png(self, dpi: float = 160) -> bytes:
+        """The picture as a PNG file's bytes."""
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=dpi)
+        return picture.getvalue()
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        # Drawn finer than it is shown, for projectors and high-resolution screens.
+        width, height = (round(100 * inches) for inches in self.get_size_inches())
+        return self.png(), {"width": width, "height": height}
+
+
+def save_figure(figure: DataFigure, path: str | Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """Write a figure as PDF, SVG and PNG and the table behind it as CSV; returns the files.
+
+    `path` is the name without an ending; its folder is created. `endings` may name fewer. The same figure
+    gives the same files.
+
+    Raises ValueError for an unknown ending and when the files cannot be written.
+
+    >>> import tempfile
+    >>> figure = DataFigure()
+    >>> figure.table = pd.DataFrame({"sparsity": [0.5]})
+    >>> files = save_figure(figure, Path(tempfile.mkdtemp()) / "curve")
+    >>> [file.suffix for file in files]
+    ['.pdf', '.svg', '.png', '.csv']
+    """
+    path = Path(path)
+    if unknown := set(endings) - set(ENDINGS):
+        raise ValueError(f"unknown ending {min(unknown)!r}; figures are written as {', '.join(ENDINGS)}")
+    files = [path.with_name(path.name + ending) for ending in endings]
+    # No random names inside; letters that journals and drawing programs can edit.
+    fixed: dict = {"svg.hashsalt": "perpkit", "pdf.fonttype": 42}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _DRAWING, matplotlib.rc_context(fixed):
+            for ending, file in zip(endings, files, strict=True):
+                if ending == ".csv":
+                    figure.table.to_csv(file, index=False)
+                else:
+                    figure.savefig(file, **_WRITTEN[ending])
+    except OSError as error:
+        raise ValueError(f"cannot write the figure {str(path)!r}: {error}") from error
+    return files
