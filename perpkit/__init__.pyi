@@ -9,8 +9,17 @@ from .experiments.shared import Cancelled as Cancelled
 from .experiments.store import Store as Store
 from .experiments.sweep import sweep as sweep
 from .interactive.explorers.sparsity import SparsityExplorer as SparsityExplorer
+from .interactive.plots.abilities import plot_abilities as plot_abilities
 from .interactive.plots.curves import plot_curves as plot_curves
+from .interactive.plots.features import plot_filters as plot_filters
+from .interactive.plots.features import plot_maps as plot_maps
 from .interactive.plots.figure import save_figure as save_figure
+from .interactive.plots.layers import plot_heatmap as plot_heatmap
+from .interactive.plots.layers import plot_layers as plot_layers
+from .interactive.plots.masks import plot_mask as plot_mask
+from .interactive.plots.plane import plot_plane as plot_plane
+from .interactive.plots.tradeoff import plot_tradeoff as plot_tradeoff
+from .interactive.plots.weights import plot_weights as plot_weights
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
 from .pruning.storage import storage as storage

@@ -4,8 +4,8 @@
 
 FOLDER holds cifar10/: train_8000.npz, test_4000.npz and resnet20_jpeg_ft2ep.pt. Global magnitude pruning to
 50 … 95 %, then each method for one epoch; and to 90 % in three cycles of one epoch, by sparse model soups and
-their baselines. Each method's rate is the one with the highest validation accuracy at 90 % with seed 0; the
-test pictures are used for nothing else. The rows go to data/results/vision_retraining.csv and
+their baselines. The rate of a method at a sparsity is the one with the highest validation accuracy with seed
+0; the test pictures are used for nothing else. The rows go to data/results/vision_retraining.csv and
 vision_soups.csv; those that the files hold already are not measured again.
 """
 
@@ -13,7 +13,8 @@ import argparse
 import copy
 import itertools
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,9 +26,8 @@ import torch
 import perpkit as pk
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
-SEARCHED_AT = 0.9
 SEEDS = (0, 1, 2)
-RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RANK = 2
 # What is trained; PERP has linear probing's parameters and adapters beside.
 METHODS = {
@@ -40,7 +40,8 @@ METHODS = {
 }
 TRAINED = ("bn_parameters", "linear_probing", "perp", "full")
 SOUPS = {"cifar10": (3,), "shapes": (3, 5)}
-CYCLES = 3
+SOUP_SEEDS = (0, 1)
+SOUP_SPARSITY, CYCLES = 0.9, 3
 BATCH = 64
 SETTINGS: dict[str, Any] = {
     "optimizer": "sgd",
@@ -88,12 +89,12 @@ def treated(dense, images: pk.Images, method: str, sparsity: float, seed: int, l
     return model, share, seconds
 
 
-def searched(name: str, folder: Path, method: str, lr: float) -> float:
+def searched(name: str, folder: Path, method: str, sparsity: float, lr: float) -> float:
     """Validation accuracy, zero where the method diverges."""
     torch.set_num_threads(1)
     dense, images = loaded(name, folder)
     try:
-        return pk.accuracy(treated(dense, images, method, SEARCHED_AT, 0, lr)[0], images.validation)
+        return pk.accuracy(treated(dense, images, method, sparsity, 0, lr)[0], images.validation)
     except ValueError as error:
         if "Try lr=" not in str(error):
             raise
@@ -118,7 +119,7 @@ def soups(name: str, folder: Path, m: int, seed: int, lr: float) -> list[dict]:
         dense,
         "magnitude",
         images.train,
-        sparsity=SEARCHED_AT,
+        sparsity=SOUP_SPARSITY,
         m=m,
         cycles=CYCLES,
         pruning={"group": "global"},
@@ -153,18 +154,54 @@ class Table:
         print(pd.DataFrame(rows).to_string(index=False, header=False), flush=True)
 
 
-def rates(pool, table: Table, name: str, folder: Path) -> dict[str, float]:
-    """The best rate of each method; zero for those that have none."""
-    found = dict.fromkeys(METHODS, 0.0)
-    known = {row["method"]: row["lr"] for row in table.rows if row["images"] == name and "lr" in row}
-    tries = list(itertools.product([method for method in TRAINED if method not in known], RATES))
-    futures = [pool.submit(searched, name, folder, method, lr) for method, lr in tries]
-    reached = dict(zip(tries, (future.result() for future in futures), strict=True))
-    for (method, lr), accuracy in reached.items():
-        print(f"{name} {method}: lr {lr:g} {accuracy:.2%} on the validation pictures", flush=True)
-    for method in {method for method, _ in tries}:
-        found[method] = max(RATES, key=lambda lr, method=method: reached[method, lr])  # type: ignore[misc]
-    return found | {method: lr for method, lr in known.items() if method in TRAINED}
+class Rates:
+    """The best rate of each method at each sparsity, searched once; zero for methods that have none."""
+
+    def __init__(self, pool: Executor, folder: Path, table: Table):
+        self.pool, self.folder = pool, folder
+        self.known = {
+            (row["images"], row["method"], row["sparsity"]): row["lr"] for row in table.rows if "lr" in row
+        }
+
+    def of(self, name: str, cells: Iterable[tuple[str, float]]) -> dict[tuple[str, float], float]:
+        cells = list(cells)
+        missing = [cell for cell in cells if cell[0] in TRAINED and (name, *cell) not in self.known]
+        tries = list(itertools.product(missing, RATES))
+        futures = [self.pool.submit(searched, name, self.folder, *cell, lr) for cell, lr in tries]
+        reached = dict(zip(tries, (future.result() for future in futures), strict=True))
+        for cell in missing:
+            self.known[name, *cell] = max(RATES, key=lambda lr, cell=cell: reached[cell, lr])  # type: ignore[misc]
+            found = ", ".join(f"{lr:g}: {reached[cell, lr]:.2%}" for lr in RATES)
+            print(f"{name} {cell}, validation accuracy by rate: {found}", flush=True)
+        return {cell: self.known.get((name, *cell), 0.0) for cell in cells}
+
+
+def measure_retraining(name: str, table: Table, rates: Rates) -> None:
+    if not table.has(images=name, method="dense"):
+        dense, images = loaded(name, rates.folder)
+        print(f"{name}: {images.protocol}", flush=True)
+        table.add([{"images": name, "method": "dense", "accuracy": pk.accuracy(dense, images.test)}])
+    found = rates.of(name, itertools.product(METHODS, SPARSITIES))
+    futures = [
+        rates.pool.submit(retrained, name, rates.folder, method, sparsity, seed, lr)
+        for (method, sparsity), lr in found.items()
+        for seed in (SEEDS if method in TRAINED else SEEDS[:1])
+        if not table.has(images=name, method=method, sparsity=sparsity, seed=seed)
+    ]
+    for future in futures:
+        table.add(future.result())
+
+
+def measure_soups(name: str, table: Table, rates: Rates) -> None:
+    lr = rates.of(name, [("full", SOUP_SPARSITY)])["full", SOUP_SPARSITY]
+    futures = [
+        rates.pool.submit(soups, name, rates.folder, m, seed, lr)
+        for seed in SOUP_SEEDS
+        for m in SOUPS[name]
+        if not table.has(images=name, m=m, seed=seed)
+    ]
+    for future in futures:
+        table.add(future.result())
 
 
 def main() -> None:
@@ -173,39 +210,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    one_shot, souped = (Table(options.out / f"{name}.csv") for name in ("vision_retraining", "vision_soups"))
+    retraining, souped = (
+        Table(options.out / f"{name}.csv") for name in ("vision_retraining", "vision_soups")
+    )
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for name, sizes in SOUPS.items():
-            dense, images = loaded(name, options.folder)
-            print(f"{name}: {images.protocol}", flush=True)
-            if not one_shot.has(images=name, method="dense"):
-                row = {"images": name, "method": "dense", "accuracy": pk.accuracy(dense, images.test)}
-                one_shot.add([row])
-            found = rates(pool, one_shot, name, options.folder)
-            cells = [
-                (method, sparsity, seed)
-                for method in METHODS
-                for sparsity in SPARSITIES
-                for seed in (SEEDS if method in TRAINED else SEEDS[:1])
-                if not one_shot.has(images=name, method=method, sparsity=sparsity, seed=seed)
-            ]
-            rows = [pool.submit(retrained, name, options.folder, *cell, found[cell[0]]) for cell in cells]
-            cups = [
-                pool.submit(soups, name, options.folder, m, seed, found["full"])
-                for seed in SEEDS
-                for m in sizes
-                if not souped.has(images=name, m=m, seed=seed)
-            ]
-            for future in rows:
-                one_shot.add(future.result())
-            for future in cups:
-                souped.add(future.result())
-    print_tables(one_shot, souped)
+        rates = Rates(pool, options.folder, retraining)
+        measure_retraining("cifar10", retraining, rates)
+        measure_soups("cifar10", souped, rates)
+        measure_soups("shapes", souped, rates)
+        measure_retraining("shapes", retraining, rates)
+    print_tables(retraining, souped)
 
 
-def print_tables(one_shot: Table, souped: Table) -> None:
+def print_tables(retraining: Table, souped: Table) -> None:
     """Means, standard deviations, and the soups' lead over each baseline with its standard error."""
-    table = pd.DataFrame(one_shot.rows)
+    table = pd.DataFrame(retraining.rows)
     cells = table.groupby(["images", "method", "sparsity"], sort=False)["accuracy"].agg(["mean", "std"])
     for what in ("mean", "std"):
         print(what, (100 * cells[what].unstack("sparsity")).round(2).to_string(), sep="\n")

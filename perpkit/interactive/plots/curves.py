@@ -1,33 +1,58 @@
 """Curves over sparsity, or over anything else that was varied."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from ...experiments.experiment import Experiment
-from .figure import COLOURS, DASHES, GREY, MARKERS, DataFigure
+from .card import (
+    card,
+    check_table,
+    figure_of,
+    finite_rows,
+    is_share,
+    left_out,
+    marks,
+    names_of,
+    plain,
+    seeds_said,
+    tidy,
+    words,
+    write_caption,
+)
+from .figure import GREY, DataFigure
 
-LABELS = {
-    "perplexity": "perplexity (test)",
-    "retrain": "retrained",
-    "sparsity": "sparsity of the pruned matrices",
-    "trainable_share": "trainable parameters",
-}
 INPUTS = [field.name for field in dataclasses.fields(Experiment) if field.name != "seed"]
+# The columns whose one value is a line, by the column that is drawn.
+REFERENCES = {
+    "perplexity": [("dense_perplexity", "dense model", ":"), ("floor", "best possible", "-.")],
+    "accuracy": [("dense_accuracy", "dense model", ":")],
+}
+LINES = ("dense model", "best possible")
 
 
 def plot_curves(
-    results: pd.DataFrame, *, x: str = "sparsity", y: str = "perplexity", hue: str = "retrain"
+    results: pd.DataFrame,
+    *,
+    x: str = "sparsity",
+    y: str | Sequence[str] = "perplexity",
+    hue: str = "retrain",
+    published: pd.DataFrame | None = None,
 ) -> DataFigure:
     """Draw `y` over `x`, one curve for each value of `hue`: mean over seeds, band from lowest to highest.
 
-    The dense model and the floor, the best possible perplexity, are drawn as lines where the table has the
-    columns `dense_perplexity` and `floor` and y is the perplexity; the axis is logarithmic when the values
-    span more than a factor of four. The caption says how many seeds there are, what the band is, and how
-    many rows are left out because they are not finite. A categorical `hue` keeps its order and its colours
-    when a category has no rows.
+    Several `y`, such as `("perplexity", "accuracy")`, are drawn side by side. The dense model and the floor,
+    the best possible perplexity, are drawn as lines where the table has one value of `dense_perplexity`,
+    `floor` or `dense_accuracy`; an axis is logarithmic when its values span more than a factor of four. The
+    caption says how many seeds there are, what the band is, and how many rows are left out because they are
+    not finite. A categorical `hue` keeps its order and its colours when a category has no rows.
+
+    `published` has the columns `x`, `y` and `label`: numbers from elsewhere, drawn dashed with open markers,
+    in the colour of the curve when the label is a value of `hue`; they join the figure's table, told apart
+    by its column `published`.
 
     Raises ValueError for an empty table, a missing column, no finite value, and a curve that would mix
     different experiments (another model, criterion, …) as if they were seeds.
@@ -37,43 +62,28 @@ def plot_curves(
     >>> figure.axes[0].get_yscale()
     'log'
     """
-    if results.empty:
-        raise ValueError("the table has no rows to plot")
-    for column in (x, y, hue):
-        if column not in results:
-            raise ValueError(f"the table has no column {column!r}; it has {', '.join(results.columns)}")
-    finite = results[np.isfinite(results[y].astype(float))]
-    if finite.empty:
-        raise ValueError(f"no value of {y!r} is finite")
-    _check_unmixed(finite, x, hue)
-    figure = DataFigure(figsize=(7.2, 4.4), layout="constrained", facecolor="white")
-    figure.table = results.copy()
-    axes = figure.add_subplot()
-    for i, name in enumerate(_names(results[hue])):
-        rows = finite[finite[hue] == name]
-        if not rows.empty:
-            _curve(axes, rows.groupby(x)[y].agg(["mean", "min", "max"]), _label(rows, hue, name), i)
-    if y == "perplexity":
-        _reference(axes, results, "dense_perplexity", "dense model", ":")
-        _reference(axes, results, "floor", "best possible", "-.")
-    if finite[y].min() > 0 and finite[y].max() > 4 * finite[y].min():
-        _logarithmic(axes, decades=np.log10(finite[y].max() / finite[y].min()))
-    axes.set_xlabel(_words(x))
-    axes.set_ylabel(_words(y))
-    if x == "sparsity":
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    axes.grid(alpha=0.25)
-    axes.grid(alpha=0.12, which="minor", axis="y")
-    axes.spines[["top", "right"]].set_visible(False)
-    # Beside the axes, where it never covers a curve.
-    figure.legend(
-        title=_words(hue), fontsize=9, title_fontsize=9, loc="outside right upper", alignment="left"
-    )
-    figure.supxlabel(_caption(results, finite, x, hue), x=0.01, ha="left", fontsize=8, color="#444444")
+    drawn = [y] if isinstance(y, str) else list(y)
+    if not drawn:
+        raise ValueError("y names no column to draw")
+    check_table(results, (x, *drawn, hue))
+    if published is not None and not published.empty:
+        drawn_there = [column for column in drawn if column in published] or drawn
+        check_table(published, (x, *drawn_there, "label"))
+    else:
+        published = None
+    finite = {column: finite_rows(results, [column]) for column in drawn}
+    for rows in finite.values():
+        check_unmixed(rows, x, hue)
+    figure = card(_behind(results, published, hue), height=4.4 if len(drawn) == 1 else 4.0)
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axes, column in zip(panels, drawn, strict=True):
+        _panel(axes, results, finite[column], published, x, column, hue)
+    draw_legend(figure, hue)
+    write_caption(figure, _caption(results, finite, x, hue, published))
     return figure
 
 
-def _check_unmixed(rows: pd.DataFrame, x: str, hue: str) -> None:
+def check_unmixed(rows: pd.DataFrame, x: str, hue: str) -> None:
     """Raise ValueError when a point of a curve would average over anything but seeds."""
     for column in INPUTS:
         # The first test is only for speed: most inputs have one value in the whole table.
@@ -86,46 +96,124 @@ def _check_unmixed(rows: pd.DataFrame, x: str, hue: str) -> None:
                 )
 
 
-def _words(column: str) -> str:
-    return LABELS.get(column, column.replace("_", " "))
-
-
-def _names(column: pd.Series) -> list:
-    """The curves in order: that of the categories, else that of the table."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return list(column.cat.categories)
-    return list(column.dropna().unique())
-
-
-def _label(rows: pd.DataFrame, hue: str, name: object) -> str:
+def label_of(rows: pd.DataFrame, hue: str, name: object) -> str:
     """The name of a curve, with the share of the parameters that it trained where that is its point."""
     if hue == "retrain" and "trainable_share" in rows and (share := rows["trainable_share"].iloc[0]) > 0:
-        return f"{name} ({100 * share:.3g} %)"
-    return str(name)
+        return plain(f"{name} ({100 * share:.3g} %)")
+    return plain(name)
+
+
+def draw_references(axes: Axes, results: pd.DataFrame, y: str) -> None:
+    """Horizontal lines where a column has one value; several models have no common line."""
+    for column, label, dash in REFERENCES.get(y, []):
+        if column in results and results[column].nunique() == 1:
+            value = float(results[column].dropna().iloc[0])
+            said = f"{label} ({100 * value:.1f} %)" if is_share(column) else f"{label} ({value:.2f})"
+            axes.axhline(value, color=GREY, linestyle=dash, linewidth=1.2, label=said)
+
+
+def scale_values(axes: Axes, values: pd.Series, y: str) -> None:
+    """The vertical axis: logarithmic where values explode, percent for shares."""
+    if is_share(y):
+        axes.yaxis.set_major_formatter(lambda value, _: figure_of(y, value))
+    elif values.min() > 0 and values.max() > 4 * values.min():
+        _logarithmic(axes, decades=np.log10(values.max() / values.min()))
+
+
+def draw_legend(figure: DataFigure, hue: str) -> None:
+    """One legend for all panels, the reference lines last, outside, where it never covers a curve."""
+    curves: dict[str, tuple] = {}
+    lines: dict[str, tuple] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            # A line of both panels, such as "dense model (1.96)" and "dense model (95 %)", is one entry.
+            name, _, value = label.rpartition(" (")
+            if name not in LINES:
+                curves.setdefault(label, (handle, label))
+            elif name in lines:
+                lines[name] = lines[name][0], f"{lines[name][1][:-1]}; {value}"
+            else:
+                lines[name] = handle, label
+    handles, labels = zip(*curves.values(), *lines.values(), strict=True)
+    several = len(figure.axes) > 1
+    figure.legend(
+        handles,
+        labels,
+        title=words(hue),
+        fontsize=9,
+        title_fontsize=9,
+        loc="outside upper left" if several else "outside right upper",
+        alignment="left",
+        ncols=3 if several else 1,
+    )
+
+
+def _panel(
+    axes: Axes,
+    results: pd.DataFrame,
+    finite: pd.DataFrame,
+    published: pd.DataFrame | None,
+    x: str,
+    y: str,
+    hue: str,
+) -> None:
+    names = names_of(results[hue])
+    for i, name in enumerate(names):
+        rows = finite[finite[hue] == name]
+        if not rows.empty:
+            _curve(axes, rows.groupby(x)[y].agg(["mean", "min", "max"]), label_of(rows, hue, name), i)
+    values = finite[y].astype(float)
+    if published is not None and y in published:
+        points = published[np.isfinite(published[y].astype(float))]
+        values = pd.concat([values, points[y].astype(float)])
+        _published(axes, points, x, y, names)
+    draw_references(axes, results, y)
+    scale_values(axes, values, y)
+    axes.set_xlabel(words(x))
+    axes.set_ylabel(words(y))
+    if is_share(x):
+        axes.xaxis.set_major_formatter(lambda value, _: figure_of(x, value))
+    tidy(axes)
+    axes.grid(alpha=0.12, which="minor", axis="y")
 
 
 def _curve(axes: Axes, curve: pd.DataFrame, label: str, i: int) -> None:
-    colour = COLOURS[i % len(COLOURS)]
-    # Past the last colour the markers and dashes shift by one, so that the eighth curve is not the first.
-    shift = (i + i // len(COLOURS)) % len(COLOURS)
-    axes.plot(
-        curve.index,
-        curve["mean"],
-        color=colour,
-        marker=MARKERS[shift],
-        linestyle=DASHES[shift],
-        label=label,
-        markersize=5,
-        linewidth=1.6,
-    )
+    axes.plot(curve.index, curve["mean"], label=label, markersize=5, linewidth=1.6, **marks(i))
+    colour = marks(i)["color"]
     axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.18, linewidth=0)
 
 
-def _reference(axes: Axes, results: pd.DataFrame, column: str, label: str, dash: str) -> None:
-    """A horizontal line where the column has one value; several models have no common line."""
-    if column in results and results[column].nunique() == 1:
-        value = results[column].dropna().iloc[0]
-        axes.axhline(value, color=GREY, linestyle=dash, linewidth=1.2, label=f"{label} ({value:.2f})")
+def _published(axes: Axes, points: pd.DataFrame, x: str, y: str, names: list) -> None:
+    """Curves of numbers from elsewhere, in the colours of their namesakes or in the next ones."""
+    labels = names_of(points["label"])
+    others = [label for label in labels if label not in names]
+    for label in labels:
+        rows = points[points["label"] == label].sort_values(x)
+        if rows.empty:
+            continue
+        look = marks([*names, *others].index(label))
+        axes.plot(
+            rows[x],
+            rows[y],
+            color=look["color"],
+            marker=look["marker"],
+            linestyle=(0, (4, 3)),
+            markerfacecolor="white",
+            markersize=7,
+            linewidth=1.1,
+            label=plain(f"{label}, published"),
+        )
+
+
+def _behind(results: pd.DataFrame, published: pd.DataFrame | None, hue: str) -> pd.DataFrame:
+    """The table behind the figure: what was measured and, told apart, what was published."""
+    if published is None:
+        return results
+    theirs = published.rename(columns={"label": hue}).assign(published=True)
+    ours = results.assign(published=False)
+    if isinstance(ours[hue].dtype, pd.CategoricalDtype):
+        ours[hue] = ours[hue].astype(object)
+    return pd.DataFrame([*ours.to_dict("records"), *theirs.to_dict("records")])
 
 
 def _logarithmic(axes: Axes, decades: float) -> None:
@@ -136,19 +224,22 @@ def _logarithmic(axes: Axes, decades: float) -> None:
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
 
 
-def _caption(results: pd.DataFrame, finite: pd.DataFrame, x: str, hue: str) -> str:
+def _caption(
+    results: pd.DataFrame,
+    finite: dict[str, pd.DataFrame],
+    x: str,
+    hue: str,
+    published: pd.DataFrame | None,
+) -> list[str]:
     """What was measured, how often, what the band is and what is left out."""
     same = [c for c in ("model", "criterion", "protocol") if c in results and results[c].nunique() == 1]
     lines = [" · ".join(str(results[column].iloc[0]) for column in same)]
-    if "seed" in finite:
-        counts = finite.groupby([hue, x], observed=True)["seed"].nunique()
-        many = counts[counts > 1]
-        if many.empty:
-            lines.append("one seed, no band")
-        else:
-            seeds = f"{many.min()}" if many.min() == many.max() else f"{many.min()} to {many.max()}"
-            alone = "; points without a band: one run" if len(many) < len(counts) else ""
-            lines.append(f"mean of {seeds} seeds, band from lowest to highest{alone}")
-    if lost := len(results) - len(finite):
-        lines.append(f"{lost} of {len(results)} rows are not finite and not shown")
-    return "\n".join(line for line in lines if line)
+    first = next(iter(finite.values()))
+    if "seed" in first:
+        lines.append(seeds_said(first.groupby([hue, x], observed=True)["seed"].nunique(), "band"))
+    if published is not None:
+        lines.append("open markers, dashed: published numbers")
+    for column, rows in finite.items():
+        said = left_out(results, rows)
+        lines.append(f"{words(column)}: {said}" if said and len(finite) > 1 else said)
+    return lines
