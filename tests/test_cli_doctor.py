@@ -1,6 +1,9 @@
 """perpkit doctor: what is well, what is not, and what to do."""
 
 import json
+import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
@@ -16,8 +19,8 @@ def offline(monkeypatch):
     monkeypatch.setattr("perpkit.sources.hub.hub_reachable", lambda: False)
 
 
-def report(code: int = 0) -> dict[str, dict]:
-    done = CliRunner().invoke(cli.main, ["doctor", "--json"])
+def report(code: int = 0, *arguments) -> dict[str, dict]:
+    done = CliRunner().invoke(cli.main, ["doctor", "--json", *map(str, arguments)])
     assert done.exit_code == code, done.output
     return {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
 
@@ -64,7 +67,51 @@ def test_a_missing_package_is_a_problem(monkeypatch):
     assert report(code=1)["no-such-package"]["state"] == "problem"
 
 
-def test_the_store_is_counted(monkeypatch, tmp_path):
+def test_an_optional_package_that_is_missing_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(doctoring, "OPTIONAL", {"no-such-package": "nothing at all"})
+    monkeypatch.setattr(doctoring, "CHECKS", (doctoring._packages,))
+    found = report()["no-such-package"]
+    assert found["found"] == "optional, not installed; it is for nothing at all"
+    assert (found["state"], found["remedy"]) == ("ok", "pip install no-such-package")
+
+
+@pytest.mark.parametrize(("free", "state"), [(2**31 - 1, "warning"), (2**31, "ok")])
+def test_little_room_for_models_is_a_warning_that_names_the_folder(monkeypatch, tmp_path, free, state):
+    from huggingface_hub import constants
+
+    cache = tmp_path / "not" / "yet"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    room = {tmp_path: free}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        doctoring.shutil, "disk_usage", lambda path: usage._replace(free=room.get(path, 2**40))
+    )
+    monkeypatch.setattr(doctoring, "CHECKS", (doctoring._disks,))
+    monkeypatch.setenv("PERPKIT_STORE", "/")
+    found = report(code=1)  # a folder is no store
+    assert str(cache) in found["Hub cache"]["found"]
+    assert found["Hub cache"]["state"] == state
+    assert ("HF_HUB_CACHE" in found["Hub cache"]["remedy"]) == (state == "warning")
+    assert found["disk"]["state"] == "ok"
+
+
+def test_a_classifier_that_has_forgotten_is_a_problem(monkeypatch):
+    from perpkit.evaluation import accuracy as measuring
+
+    monkeypatch.setattr(measuring, "accuracy", lambda model, data: 0.1)
+    monkeypatch.setattr(doctoring, "CHECKS", (doctoring._classifier,))
+    assert report(code=1)["classifier"]["state"] == "problem"
+
+
+# --- a store --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_the_store(monkeypatch):
+    monkeypatch.setattr(doctoring, "CHECKS", ())
+
+
+def test_the_store_is_counted(monkeypatch, tmp_path, only_the_store):
     path = tmp_path / "results.sqlite"
     monkeypatch.setenv("PERPKIT_STORE", str(path))
     assert "not there yet" in report()["store"]["found"]
@@ -75,8 +122,59 @@ def test_the_store_is_counted(monkeypatch, tmp_path):
     assert "2 rows, 1 of them failed" in report()["store"]["found"]
 
 
-def test_a_store_that_is_none_is_a_problem(monkeypatch, tmp_path):
+def test_a_store_that_is_none_is_a_problem(monkeypatch, tmp_path, only_the_store):
     path = tmp_path / "results.sqlite"
     path.write_text("no database at all, but long enough to be taken for one" * 40)
     monkeypatch.setenv("PERPKIT_STORE", str(path))
     assert report(code=1)["store"]["state"] == "problem"
+
+
+def test_a_store_may_be_named(tmp_path, only_the_store):
+    store = pk.Store(tmp_path / "named.sqlite")
+    experiment = pk.Experiment()
+    store.put(experiment.key(), {**experiment.asdict(), "error": None, "format": 3})
+    store.put("old", {**experiment.asdict(), "error": None, "format": 2})
+    found = report(0, "--store", store.path)["store"]
+    assert f"{store.path}: 2 rows, 0 of them failed, 1 outdated, format 2" in found["found"]
+    assert "--outdated" in found["found"]
+
+
+def test_a_named_store_that_is_not_there_is_a_problem(tmp_path, only_the_store):
+    found = report(1, "--store", tmp_path / "nowhere.sqlite")["store"]
+    assert (found["state"], "there is no store" in found["found"]) == ("problem", True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_format_1_is_looked_at_and_left_as_it_is(tmp_path, only_the_store):
+    path = tmp_path / "old.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE rows (key TEXT PRIMARY KEY, row TEXT NOT NULL)")
+        connection.execute("INSERT INTO rows VALUES ('a', '{}')")
+        connection.execute("PRAGMA user_version = 1")
+    before = path.read_bytes()
+    assert (
+        "1 rows, 0 of them failed, 0 outdated, format 1 (a sweep brings it"
+        in report(0, "--store", path)["store"]["found"]
+    )
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["row", "index"])
+def test_a_damaged_store_is_a_problem(tmp_path, only_the_store, damage):
+    store = pk.Store(tmp_path / "damaged.sqlite")
+    for number in range(50):
+        store.put(f"key {number}", {"perplexity": 2.0})
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE type = 'index'")
+        ((size,),) = connection.execute("PRAGMA page_size")
+        if damage == "row":
+            connection.execute("UPDATE rows SET row = '{\"perplexity\": 3.0}' WHERE key = 'key 7'")
+    if damage == "index":
+        content = bytearray(store.path.read_bytes())
+        start, end = size * (page - 1), size * page
+        content[start:end] = content[start:end].replace(b"key 31", b"kez 31")
+        store.path.write_bytes(content)
+    found = report(1, "--store", store.path)["store"]
+    assert found["state"] == "problem"
+    assert "damaged" in found["found"]
+    assert "--store" in found["remedy"]

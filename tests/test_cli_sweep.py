@@ -1,4 +1,4 @@
-"""perpkit sweep, perpkit results: what a shell sees."""
+"""perpkit sweep: what a shell sees."""
 
 import dataclasses
 import json
@@ -117,6 +117,7 @@ def test_failed_rows_are_told_with_an_exit_code_of_their_own(store):
         (["--sparsity", "1.5"], "sparsity is 1.5"),
         (["--criterion", "magnitud"], "did you mean 'magnitude'?"),
         (["--sparsity", "half"], "sparsity is 'half'; it must be a number"),
+        (["--sparsity", "none"], "sparsity is None; leave it out for 0.5"),
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
         (["missing.yaml"], "cannot read the grid"),
     ],
@@ -126,6 +127,7 @@ def test_an_error_is_a_sentence_on_stderr(store, arguments, words):
     assert done.exit_code == 1
     assert words in done.stderr
     assert done.stderr.startswith("perpkit sweep: ") or "\nperpkit sweep: " in done.stderr
+    assert "--retry-failed" not in done.stderr
     assert "Traceback" not in done.output
     assert done.stdout == ""
 
@@ -197,110 +199,3 @@ def test_the_workers_really_see_them(monkeypatch):
         assert executor is not None
         calls = [executor.submit(_seen) for _ in range(2)]
         assert sorted(call.result() for call in calls) == [("0", 2), ("1", 2)]
-
-
-# --- results --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    """A store of three finished rows, a failed one and one of an older format."""
-    store = pk.Store(tmp_path_factory.mktemp("store") / "results.sqlite")
-    for experiment in pk.Grid(sparsity=[0.5, 0.7], retrain=["none", "biases"], length=16):
-        row = {**experiment.asdict(), "perplexity": 2.0 + experiment.sparsity, "error": None, "format": 3}
-        if experiment.retrain == "biases" and experiment.sparsity == 0.7:
-            row = {**row, "error": "RuntimeError: no\nmore", "traceback": "in line 7", "perplexity": None}
-        store.put(experiment.key(), row)
-    store.put("old", {"sparsity": 0.9, "retrain": "none", "perplexity": 9.0, "format": 2})
-    return store
-
-
-@pytest.fixture
-def copied(filled, tmp_path):
-    """A copy of it that may be changed."""
-    store = pk.Store(tmp_path / "copy.sqlite")
-    for row in filled.table(failed=None).astype(object).where(lambda t: t.notna(), None).to_dict("records"):
-        key = row.pop("key")
-        row.pop("finished")
-        store.put(key, row)
-    return store
-
-
-def rows(*arguments) -> list[dict]:
-    done = call("results", *arguments, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)["rows"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sparsities"),
-    [
-        ([], [0.5, 0.5, 0.7, 0.9]),
-        (["--failed"], [0.7]),
-        (["--all"], [0.5, 0.5, 0.7, 0.7, 0.9]),
-        (["--outdated"], [0.9]),
-        (["--where", "sparsity=0.5"], [0.5, 0.5]),
-        (["--where", "sparsity=0.5,.9"], [0.5, 0.5, 0.9]),
-        (["--where", "sparsity=0.5", "--where", "retrain=biases"], [0.5]),
-        (["--where", "pattern=none", "--where", "sparsity=0.9"], [0.9]),
-        (["--where", "retrain=norms"], []),
-    ],
-    ids=str,
-)
-def test_rows_are_filtered(filled, arguments, sparsities):
-    assert [row["sparsity"] for row in rows("--store", filled.path, *arguments)] == sparsities
-
-
-def test_rows_are_listed_for_a_terminal(filled):
-    done = call("results", "--store", filled.path, "--all")
-    assert "RuntimeError: no" in done.stdout
-    assert "5 rows in" in done.stdout
-    done = call("results", "--store", filled.path, "--columns", "sparsity, perplexity")
-    assert done.stdout.splitlines()[0].split() == ["sparsity", "perplexity"]
-    done = call("results", "--store", filled.path, "--where", "retrain=norms")
-    assert "no such rows" in done.stdout
-
-
-def test_rows_are_exported_with_all_columns(filled, tmp_path):
-    out = tmp_path / "rows.csv"
-    assert call("results", "--store", filled.path, "--where", "sparsity=0.5", "--export", out).exit_code == 0
-    table = pd.read_csv(out)
-    assert len(table) == 2
-    assert {"key", "finished", "criterion", "perplexity"} <= set(table)
-
-
-def test_rows_are_deleted_only_when_told_which_and_asked(copied):
-    asked = ["results", "--store", str(copied.path), "--delete"]
-    done = call(*asked)
-    assert done.exit_code == 1
-    assert "say which rows to delete" in done.stderr
-    done = CliRunner().invoke(cli.main, [*asked, "--failed"], input="n\n")
-    assert "nothing is deleted" in done.stderr
-    assert len(copied.table(failed=None)) == 5
-    done = CliRunner().invoke(cli.main, [*asked, "--failed"], input="y\n")
-    assert "1 rows deleted" in done.stderr
-    assert call(*asked, "--outdated", "--yes").exit_code == 0
-    assert sorted(copied.table(failed=None).sparsity) == [0.5, 0.5, 0.7]
-
-
-def test_reading_neither_makes_nor_changes_a_store(tmp_path):
-    done = call("results", "--store", tmp_path / "none.sqlite")
-    assert done.exit_code == 1
-    assert "there is no store" in done.stderr
-    done = call("results", "--store", tmp_path / "none.sqlite", "--delete", "--failed", "--yes")
-    assert done.exit_code == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--where", "sparsity"], "write axis=value"),
-        (["--where", "sparsty=1"], "no column 'sparsty'"),
-        (["--columns", "sparsty"], "no column 'sparsty'"),
-    ],
-)
-def test_a_bad_request_is_a_sentence(filled, arguments, words):
-    done = call("results", "--store", filled.path, *arguments)
-    assert done.exit_code == 1
-    assert words in done.stderr

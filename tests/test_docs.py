@@ -89,6 +89,10 @@ def test_stores_of_several_jobs_are_read_together(small):
     for seed in range(3):
         grid = pk.Grid(criterion="random", seed=seed, length=16)
         pk.sweep(grid, store=f"seed{seed}.sqlite", progress=False)
+        pk.sweep(pk.Grid(length=16, seed=seed), store=f"seed{seed}.sqlite", progress=False)
     names = small | {"pd": pd}
     exec(block("readonly"), names)
-    assert names["results"].seed.tolist() == [0, 1, 2]
+    results = names["results"]
+    assert results[results.criterion == "random"].seed.tolist() == [0, 1, 2]
+    # What no seed changes is in all stores, and once in the table.
+    assert results.criterion.tolist().count("magnitude") == 1

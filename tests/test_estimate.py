@@ -74,3 +74,25 @@ def test_times_are_spoken(seconds, words):
 def test_a_model_that_cannot_be_loaded_is_an_error(store):
     with pytest.raises(ValueError, match="there is no folder"):
         pk.Grid(model="./nowhere").estimate(store)
+
+
+def test_rows_of_an_older_format_neither_stop_nor_spoil_the_estimate(store, monkeypatch):
+    known = next(iter(pk.Grid(retrain="biases", steps=10, **SHORT)))
+    row = pk.sweep([known], store=store, progress=False).iloc[0]
+    told = {**row.to_dict(), **{n: None for n in row.index[row.isna()]}}
+    told |= {"seconds": 7.0, "seconds_retrain": 5.0, "seconds_measure": 3.0}
+    store.put(known.key(), told)
+    store.put("no steps", {**told, "steps": None})
+    store.put("no seconds", {name: told[name] for name in told if not name.startswith("seconds_")})
+    monkeypatch.setattr(estimating, "run", None)  # nothing is tried
+    grid = pk.Grid(retrain="biases", steps=20, **SHORT)
+    assert grid.estimate(store).seconds == pytest.approx(2 + 3 + 20 * 0.5)
+
+
+def test_rows_that_fail_when_tried_do_not_stop_the_estimate(store):
+    grid = pk.Grid(retrain=["biases", "perp_v1:bn_recalibrate"], lr=0.1, steps=5, **SHORT)
+    found = grid.estimate(store)
+    assert found.left == 2
+    assert found.seconds > 0
+    with pytest.raises(ValueError, match="there is no folder"):
+        pk.Grid(model="./nowhere").estimate(store)

@@ -150,3 +150,22 @@ def test_a_grid_file_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"text: caf\xe9")
     with pytest.raises(ValueError, match="cannot read the grid"):
         pk.Grid.from_file(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("grid.yaml", "sparsity: 0.5\nseed: 1\nsparsity: 0.7"),
+        ("grid.yaml", "- seed: 1\n- {sparsity: 0.5, seed: 1, sparsity: 0.7}"),
+        ("grid.json", '{"sparsity": 0.5, "seed": 1, "sparsity": 0.7}'),
+    ],
+)
+def test_an_axis_that_a_file_has_twice_is_refused(tmp_path, name, words):
+    """YAML and JSON would silently take the last."""
+    (tmp_path / name).write_text(words)
+    with pytest.raises(ValueError, match=r"has 'sparsity' twice; give all its values in one list"):
+        pk.Grid.from_file(tmp_path / name)
+
+
+def test_an_array_of_no_dimension_is_one_value():
+    assert [e.sparsity for e in pk.Grid(sparsity=np.array(0.25))] == [0.25]

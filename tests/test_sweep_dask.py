@@ -90,6 +90,9 @@ def test_cancelling_stops_the_rows_in_work_on_a_cluster(client, tmp_path):
         time.sleep(0.1)
     assert not any(client.processing().values())
     assert list(tmp_path.glob("*.stop-*")) == []
+    # The scheduler forgets a row that is withdrawn, whether it goes on or not: ask every worker for work.
+    asked = [client.submit(os.getpid, workers=worker, pure=False) for worker in client.run(os.getpid)]
+    assert len({each.result(timeout=30) for each in asked}) == 2
 
 
 def test_a_row_that_kills_its_workers_is_a_failed_row(client, tmp_path):

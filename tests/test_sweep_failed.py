@@ -144,8 +144,10 @@ def test_a_model_that_cannot_be_loaded_fails_its_rows_at_once_and_is_not_kept(
 
 
 def test_when_nothing_can_be_loaded_the_error_is_that_of_loading(store, executor):
-    with pytest.raises(ValueError, match=r"there is no folder '\./nowhere'"):
+    with pytest.raises(ValueError, match=r"there is no folder '\./nowhere'") as error:
         sweep(pk.Grid(model="./nowhere", sparsity=[0.1, 0.2]), store, executor=executor)
+    # There is nothing in the store to be tried again.
+    assert "retry_failed" not in str(error.value)
     with pytest.raises(ValueError, match=r"did you mean 'storyworld'|unknown text"):
         sweep(pk.Grid(text="storyworlds"), store, executor=executor)
     assert store.table(failed=None).empty

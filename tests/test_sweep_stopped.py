@@ -92,6 +92,24 @@ def test_cancel_during_the_evaluation_keeps_no_row(store, monkeypatch, measured_
     assert sweep(grid, store).dense_perplexity[0] > 1
 
 
+def test_a_cancel_that_is_taken_back_is_still_one(store, monkeypatch):
+    """Asked once by the evaluation, which stops with NaN, and once more by the row."""
+    evaluating = []
+    perplexity = running.perplexity
+
+    def watched(*args, **kwargs):
+        evaluating.append(True)
+        return perplexity(*args, **kwargs)
+
+    running.forget()
+    monkeypatch.setattr(running, "perplexity", watched)
+    grid = pk.Grid(length=16)
+    with pytest.raises(Cancelled):
+        sweep(grid, store, cancelled=lambda: bool(evaluating) and evaluating.pop())
+    assert kept(store, grid) == []
+    assert sweep(grid, store).dense_perplexity[0] > 1
+
+
 def test_a_cancelled_sweep_keeps_the_rows_before(store, runs):
     grid = pk.Grid(sparsity=[0.1, 0.2, 0.3, 0.4], retrain="biases")
     with pytest.raises(Cancelled):
@@ -117,7 +135,8 @@ class LastFirst(ThreadPoolExecutor):
         return future
 
 
-def test_cancelling_keeps_what_is_finished_and_withdraws_the_rest(store, runs):
+def test_cancelling_keeps_what_is_finished_and_withdraws_the_rest(store, runs, monkeypatch):
+    monkeypatch.setattr(sweeping, "SECONDS_TO_STOP", 0.05)
     grid = pk.Grid(sparsity=[0.1, 0.2, 0.3])
     executor = LastFirst(3)
     with pytest.raises(Cancelled):

@@ -1,33 +1,39 @@
 """perpkit doctor"""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from .exits import ERROR
-from .sweep import JsonOption
+from .sweep import JsonOption, StoreOption
 from .tables import print_json
+
+if TYPE_CHECKING:
+    from ..experiments.store import Store
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PACKAGES = ("torch", "transformers", "lm-eval", "accelerate", "datasets", "ipywidgets", "jupyterlab")
 OPTIONAL = {
-    "peft": ("peft", "import LoRA adapters that PEFT has trained"),
-    "distributed": ("distributed", "sweeps on clusters that survive dying workers"),
-    "torchvision": ("torchvision", "AlexNet"),
+    "peft": "importing LoRA adapters that PEFT has trained",
+    "distributed": "sweeps on clusters that survive dying workers",
+    "torchvision": "AlexNet (take the build that goes with your torch)",
 }
 GIB = 2**30
 # A model of the papers' smallest size with its text, and the embedded one with torch.
 LITTLE_DISK, LITTLE_MEMORY = 2 * GIB, 2 * GIB
 # The embedded model on other processors.
 TOLERANCE = 0.01
+# Enough to see damage: an accuracy of so few may differ by this from that of all.
+PICTURES, OF_SO_FEW = 500, 0.05
 
 
 @dataclass(frozen=True)
@@ -40,16 +46,21 @@ class Finding:
     remedy: str = ""
 
 
+Check = Callable[[], Iterator[Finding]]
+
+
 def doctor(
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at what perpkit needs: device, memory, packages, Hub, embedded data, store."""
+    """Look at what perpkit needs: device, memory, packages, Hub, embedded data, and a store of results."""
+    checks: dict[str, Check] = {check.__name__.strip("_"): check for check in CHECKS}
+    checks["store"] = partial(_store, store)
     found = []
-    for check in CHECKS:
+    for name, check in checks.items():
         try:
             findings = list(check())
         except Exception as error:
-            name = check.__name__.strip("_")
             findings = [Finding(name, PROBLEM, f"{type(error).__name__}: {error}", "reinstall perpkit")]
         for finding in findings:
             found.append(finding)
@@ -80,11 +91,11 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, OK, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, PROBLEM, "is not installed", "install perpkit again, which brings it")
-    for name, (module, use) in OPTIONAL.items():
-        if importlib.util.find_spec(module):
+    for name, use in OPTIONAL.items():
+        try:
             yield Finding(name, OK, importlib.metadata.version(name))
-        else:
-            yield Finding(name, OK, f"not installed; only for this: {use}")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, OK, f"optional, not installed; it is for {use}", f"pip install {name}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -105,19 +116,31 @@ def _devices() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from ..experiments.store import default_store
-
     if (free := _free_memory()) is not None:
         little = free < LITTLE_MEMORY
         remedy = "close other programs, or take a smaller model" if little else ""
         yield Finding("memory", WARNING if little else OK, f"{free / GIB:.1f} GiB free", remedy)
-    folder = default_store().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+
+
+def _disks() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    from ..experiments.store import default_store
+
+    yield _disk("disk", default_store().parent, "PERPKIT_STORE")
+    yield _disk("Hub cache", Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE or HF_HOME")
+
+
+def _disk(what: str, folder: Path, variable: str) -> Finding:
+    free = shutil.disk_usage(_there(folder)).free
     little = free < LITTLE_DISK
-    remedy = "free some, or name other folders with PERPKIT_STORE and HF_HOME" if little else ""
-    yield Finding("disk", WARNING if little else OK, f"{free / GIB:.0f} GiB free at {folder}", remedy)
+    remedy = f"free some, or name another place with {variable}" if little else ""
+    return Finding(what, WARNING if little else OK, f"{free / GIB:.1f} GiB free for {folder}", remedy)
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def _free_memory() -> int | None:
@@ -163,34 +186,63 @@ def _embedded() -> Iterator[Finding]:
     yield Finding("papers", OK if tables else PROBLEM, f"{len(tables)} published tables")
 
 
-def _store() -> Iterator[Finding]:
+def _classifier() -> Iterator[Finding]:
+    from ..evaluation.accuracy import accuracy
+    from ..sources.classifiers import load_classifier
+    from ..sources.embedded import data_folder
+    from ..sources.images import load_images
+
+    told = json.loads(data_folder("models", "shapes-resnet", "recipe.json").read_text())["measured"]
+    images = load_images("shapes", counts={"train": 10, "validation": 10, "test": PICTURES}, progress=False)
+    reached = accuracy(load_classifier("shapes-resnet", device="cpu"), images.test)
+    well = abs(reached - told["test_accuracy"]) < OF_SO_FEW
+    near = f"{PICTURES} pictures (should be near {told['test_accuracy']:.3f})"
+    words = f"shapes-resnet, accuracy {reached:.3f} on {near}"
+    yield Finding("classifier", OK if well else PROBLEM, words, "" if well else "reinstall perpkit")
+
+
+def _store(named: Path | None) -> Iterator[Finding]:
     from ..experiments.store import Store, default_store
 
-    path = default_store()
-    try:
-        if path.exists():
-            rows = Store(path, readonly=True).table(failed=None)
-            failed = int(rows["error"].notna().sum()) if "error" in rows else 0
-            words = f"{path}: {len(rows)} rows, {failed} of them failed"
-        else:
-            words = f"{path}: not there yet, the first sweep makes it"
-        folder = path.parent
-        while not folder.exists():
-            folder = folder.parent
-        if os.access(path if path.exists() else folder, os.W_OK):
-            yield Finding("store", OK, words)
-        else:
-            yield Finding("store", PROBLEM, f"{words}; not writable", "name another with PERPKIT_STORE")
-    except ValueError as error:
-        yield Finding("store", PROBLEM, str(error), "move it away, or name another with PERPKIT_STORE")
+    path = default_store() if named is None else named.expanduser()
+    elsewhere = "name another with PERPKIT_STORE" if named is None else "name another with --store"
+    if named is None and not path.exists():
+        found = f"{path}: not there yet, the first sweep makes it"
+    else:
+        try:
+            found = f"{path}: {_contents(Store(path, readonly=True))}"
+        except ValueError as error:
+            yield Finding("store", PROBLEM, str(error), f"move it away, or {elsewhere}")
+            return
+    if os.access(_there(path), os.W_OK):
+        yield Finding("store", OK, found)
+    else:
+        remedy = f"allow yourself to write it, or {elsewhere}; perpkit results reads it as it is"
+        yield Finding("store", PROBLEM, f"{found}; not writable", remedy)
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+def _contents(store: "Store") -> str:
+    """What a store holds, in words. Raises ValueError for a damaged one: every row is read, in both ways."""
+    from ..experiments.outdated import outdated
+    from ..experiments.rows import FORMAT
+
+    table = store.table(failed=None)
+    if len(store.get(table["key"])) != len(table):
+        raise ValueError(f"the index of the store {str(store.path)!r} is damaged: it does not find all rows")
+    failed = int(table["error"].notna().sum()) if "error" in table else 0
+    old = sum(outdated(row) is not None for row in table.to_dict("records"))
+    later = f" (a sweep brings it to format {FORMAT})" if store.format < FORMAT else ""
+    words = f"{len(table)} rows, {failed} of them failed, {old} outdated, format {store.format}{later}"
+    return words + (f"; perpkit results --outdated --store {store.path} lists those" if old else "")
+
+
+CHECKS: tuple[Check, ...] = (
     _python,
     _packages,
     _devices,
     _memory,
+    _disks,
     _hub,
     _embedded,
-    _store,
+    _classifier,
 )

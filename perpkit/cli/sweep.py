@@ -166,8 +166,8 @@ def _run(
             return run_sweep(grid, store=store, executor=executor, retry_failed=retry_failed), store
         except NothingComputed as error:
             every = "the row" if len(grid) == 1 else f"all {len(grid)} rows"
-            ways = "perpkit results --failed --traceback shows where; --retry-failed tries again"
-            raise ValueError(f"{every} failed, {error.first} ({ways})") from error
+            ways = " (perpkit results --failed --traceback shows where; --retry-failed tries again)"
+            raise ValueError(f"{every} failed, {error.first}{ways if error.kept else ''}") from error
 
 
 def _show(results: "pd.DataFrame", store: "Store", as_json: bool) -> None:

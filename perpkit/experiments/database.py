@@ -1,35 +1,18 @@
-"""The SQLite file of a store: its format, its locks, and SQLite's errors as sentences."""
+"""The SQLite file of a store: its locks, and SQLite's errors as sentences."""
 
 import os
 import sqlite3
 import stat
 import time
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from .rows import COLUMNS, FORMAT, SCHEMA, Stored, chunks, insert, marks
 
 Result = TypeVar("Result")
-
-FORMAT = 2
-# `number` is the order of finishing, for clocks jump. `finished` is NULL where format 1 had kept no time.
-SCHEMA = """
-CREATE TABLE rows (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, finished TEXT, failed INTEGER NOT NULL,
-    row TEXT NOT NULL, checksum INTEGER NOT NULL
-)
-"""
-COLUMNS = {1: ["key", "row"], FORMAT: ["number", "key", "finished", "failed", "row", "checksum"]}
-# Two workers may race for a row: what one of them has finished stays.
-INSERT = """
-INSERT OR REPLACE INTO rows (key, finished, failed, row, checksum)
-SELECT :key, :finished, :failed, :row, :checksum
-WHERE NOT (:failed AND EXISTS (SELECT * FROM rows WHERE key = :key AND NOT failed))
-"""
-# SQLite before 3.32 takes at most 999 values in one statement.
-CHUNK = 900
 
 ANOTHER = "name another file with store= or PERPKIT_STORE"
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -46,22 +29,7 @@ PROBLEMS = {
 # A reader cannot create the file by which SQLite's processes see each other.
 UNREADABLE = "cannot be read", "Allow yourself to read it; copy it with a -wal file beside it to a new folder"
 # Two changes within one tick of the file system's clock look like one.
-TICK_SECONDS = 0.1
-LOOKS = 25
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One row as it lies in the file; `text` is JSON, `finished` a time or None."""
-
-    key: str
-    finished: str | None
-    failed: bool
-    text: str
-
-    def checksum(self) -> int:
-        """SQLite finds a damaged page only when its structure is damaged."""
-        return zlib.crc32(f"{self.key} {self.finished} {self.failed:d} {self.text}".encode())
+TICK_SECONDS, LOOKS = 0.1, 25
 
 
 @dataclass(frozen=True)
@@ -89,15 +57,23 @@ class Database:
             wheres = ((f"WHERE key IN ({marks(part)})", part) for part in chunks(keys))
             return [row for where in wheres for row in self._select(connection, version, *where)]
 
+        return self._read(read)
+
+    def format(self) -> int:
+        """The format of the file, 0 when it is empty; reading alone does not change an older one."""
+        return self._read(self._format)
+
+    def _read(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         return self._patiently(
-            lambda: self._read_only(read) if self.readonly else self._once("rwc", "BEGIN", read)
+            lambda: self._read_only(work) if self.readonly else self._once("rwc", "BEGIN", work)
         )
 
     def write(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do `work(connection)` wholly or not at all, durable when this returns."""
         if self.readonly:
-            words = "was opened readonly=True: open it without, to write"
-            raise ValueError(f"the store {str(self.path)!r} {words}")
+            raise ValueError(
+                f"the store {str(self.path)!r} was opened readonly=True: open it without, to write"
+            )
         return self._patiently(lambda: self._once("rwc", "BEGIN IMMEDIATE", work))
 
     def check(self) -> None:
@@ -228,8 +204,9 @@ class Database:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                words = f"cannot create the folder of the store {name}: {error}; {ANOTHER}"
-                raise ValueError(words) from error
+                raise ValueError(
+                    f"cannot create the folder of the store {name}: {error}; {ANOTHER}"
+                ) from error
         try:
             facts = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -244,7 +221,6 @@ class Database:
         return facts
 
     def damaged(self, error: Exception) -> ValueError:
-        """The error for a file that holds something else than was written."""
         return self._sentence(*DAMAGED, error)
 
     def _problem(self, error: sqlite3.Error) -> ValueError:
@@ -257,31 +233,8 @@ class Database:
         return ValueError(f"the store {str(self.path)!r} {what} ({error}). {remedy}, or {ANOTHER}")
 
 
-def insert(connection: sqlite3.Connection, rows: Iterable[Stored]) -> None:
-    """Put rows in the place of those of the same keys, but no failed one in that of a finished one."""
-    for row in rows:
-        values: dict[str, Any] = {"key": row.key, "finished": row.finished, "failed": row.failed}
-        connection.execute(INSERT, values | {"row": row.text, "checksum": row.checksum()})
-
-
-def delete(connection: sqlite3.Connection, keys: Sequence[str]) -> int:
-    """Delete the rows of the keys and return how many there were."""
-    command = "DELETE FROM rows WHERE key IN"
-    return sum(connection.execute(f"{command} ({marks(part)})", part).rowcount for part in chunks(keys))
-
-
-def chunks(keys: Sequence[str]) -> list[Sequence[str]]:
-    """The keys, as many at once as every SQLite takes."""
-    return [keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK)]
-
-
-def marks(keys: Sequence[str]) -> str:
-    """A question mark for each key."""
-    return ",".join("?" * len(keys))
-
-
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary code; errors of Python's module have none."""
+    # The primary one; errors of Python's module have none.
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 

@@ -1,5 +1,6 @@
 """How long a grid will take, before it runs."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ from statistics import median
 from ..evaluation.cost import device_name
 from ..sources.models import best_device
 from .experiment import Experiment
-from .run import prepared_key, run
+from .outdated import experiment_of
+from .run import NotLoaded, prepared_key, run
 from .store import Store
 
 # Retraining steps of a trial.
@@ -45,7 +47,8 @@ def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None
     """Count the rows of a grid and estimate the time of those that are left.
 
     Rows like it that the store holds from this device say how long a row takes, the retraining in proportion
-    to its tokens; where there is none, one row with few steps is tried, which loads the model.
+    to its tokens; where there is none, one row with few steps is tried, which loads the model. A row that
+    fails when it is tried counts as no time.
 
     Raises ValueError for a model or text that cannot be loaded and a store that cannot be used.
     """
@@ -89,19 +92,15 @@ def _known(store: Store, models: set[str]) -> dict[tuple, tuple[float, ...]]:
         # A store whose rows have no such columns has nothing to tell.
         return {}
     found: dict[tuple, list[tuple[float, ...]]] = defaultdict(list)
-    fields = Experiment.__dataclass_fields__
     for row in table.to_dict("records"):
         try:
-            experiment = Experiment(**{n: _none(row[n]) for n in fields})
+            experiment, seconds = experiment_of(row), _split(row)
         except (KeyError, ValueError):
             continue
-        found[_kind(experiment)].append(_split(row))
+        # Rows of an older format may lack some.
+        if not any(map(math.isnan, seconds)):
+            found[_kind(experiment)].append(seconds)
     return {kind: tuple(map(median, zip(*splits, strict=True))) for kind, splits in found.items()}
-
-
-def _none(value):
-    """A column's missing value, as an experiment has it."""
-    return None if value != value else value
 
 
 def _split(row: dict) -> tuple[float, float, float]:
@@ -112,7 +111,12 @@ def _split(row: dict) -> tuple[float, float, float]:
 def _tried(experiment: Experiment) -> tuple[float, float, float]:
     """The same of one row with few steps, really run."""
     steps = min(experiment.steps, TRIAL_STEPS)
-    return _split(run(replace(experiment, steps=steps) if steps else experiment))
+    try:
+        return _split(run(replace(experiment, steps=steps) if steps else experiment))
+    except NotLoaded:
+        raise
+    except Exception:
+        return 0.0, 0.0, 0.0
 
 
 def _spoken(seconds: float) -> str:

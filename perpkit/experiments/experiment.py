@@ -42,6 +42,8 @@ _TYPES = {
     "length": int,
     "seed": int,
 }
+# What a generator takes.
+SEEDS = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Experiment:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             self._set(field.name, _plain(field.name, getattr(self, field.name)))
+        if self.seed not in SEEDS:
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits, with its sign")
         self._check_sources()
         self._check_pruning()
         self._check_reconstruction()
@@ -119,6 +123,7 @@ class Experiment:
             self._set("tasks_dir", None)
         else:
             check_tasks(self.tasks, self.tasks_dir)
+            self._set("tasks", ",".join(dict.fromkeys(map(str.strip, self.tasks.split(",")))))
 
     def _check_pruning(self) -> None:
         if self.criterion not in CRITERIA:
@@ -231,14 +236,20 @@ class Experiment:
 def _plain(name: str, value: object) -> object:
     """The same value names the same row, whether it came as 1, 1.0, "1" or numpy's."""
     kind = _TYPES.get(name, str)
-    if value is None or type(value) is kind:
+    if value is None:
+        default = Experiment.__dataclass_fields__[name].default
+        if default is not None:
+            raise ValueError(f"{name} is None; leave it out for {default!r}, or give it a value")
+        return None
+    if type(value) is kind:
         return value
+    plain: object = None
     try:
         plain = kind(value)
-        same = kind is str or plain == (float(value) if isinstance(value, str) else value)
+        same = kind is str or plain == (float(value) if isinstance(value, str) else value) or plain != plain
     except (TypeError, ValueError, OverflowError):
         same = False
-    if isinstance(value, bool) or not (same or value != value):
+    if isinstance(value, bool) or not same:
         article = "a whole number" if kind is int else "a number"
         raise ValueError(f"{name} is {value!r}; it must be {article}")
     return plain

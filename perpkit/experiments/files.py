@@ -17,6 +17,11 @@ LANGUAGE = (world, grammar, storyworld)
 LARGE = 2**24
 # A file written so lately may be written again within the same tick of the file system's clock.
 TICK_SECONDS = 2.0
+# Beside the weights. The tokenizer's settings say the context, which is the length of a window unless told.
+MODEL_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+)
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -31,6 +36,7 @@ def digest(files: Iterable[Path]) -> str:
             facts = file.stat()
         except OSError:
             continue
+        found.update(f"{file.name}\0".encode())
         if facts.st_size >= LARGE:
             found.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
         elif time.time() - facts.st_mtime < TICK_SECONDS:
@@ -59,7 +65,7 @@ def language() -> str:
 def model_files(model: str) -> list[Path]:
     """The files of an embedded model or a local folder."""
     folder = data_folder("models", "tiny-opt") if model in EMBEDDED_MODELS else Path(model).expanduser()
-    return sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
+    return sorted([*folder.glob("*.safetensors"), *(folder / name for name in MODEL_FILES)])
 
 
 def text_files(text: str) -> list[Path]:

@@ -98,7 +98,9 @@ class Grid:
 
 
 def _values(axis: str, given) -> list:
-    values = [given] if isinstance(given, str) or not hasattr(given, "__iter__") else list(given)
+    # Arrays of no dimension say that they can be iterated over.
+    single = isinstance(given, str) or not hasattr(given, "__iter__") or getattr(given, "ndim", 1) == 0
+    values = [given] if single else list(given)
     if not values:
         raise ValueError(f"the axis {axis!r} is empty")
     return values
@@ -111,7 +113,11 @@ def _read(path: Path) -> list[dict]:
     try:
         words = path.read_text(encoding="utf-8")
         # JSON first: YAML does not take its tabs.
-        found = json.loads(words) if path.suffix == ".json" else yaml.load(words, _loader())
+        found = (
+            json.loads(words, object_pairs_hook=_mapping)
+            if path.suffix == ".json"
+            else yaml.load(words, _loader())
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the grid {str(path)!r}: {error}") from error
     except (yaml.YAMLError, json.JSONDecodeError) as error:
@@ -130,6 +136,16 @@ def _read(path: Path) -> list[dict]:
     return [dict(part) for part in parts]
 
 
+def _mapping(pairs: list[tuple]) -> dict:
+    """JSON and YAML would take the last of two values without a word."""
+    import yaml
+
+    keys = [key for key, _ in pairs]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise yaml.YAMLError(f"it has {twice[0]!r} twice; give all its values in one list")
+    return dict(pairs)
+
+
 def _loader():
     """YAML's safe loader with the numbers of YAML 1.2: 2:4 is a word, not 124 to the base of sixty."""
     import yaml
@@ -139,6 +155,10 @@ def _loader():
             first: [(tag, words) for tag, words in resolvers if not tag.endswith((":int", ":float"))]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+        def construct_mapping(self, node, deep=False):
+            _mapping([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+            return super().construct_mapping(node, deep=deep)
 
     starts = list("-+.0123456789")
     number = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"

@@ -1,8 +1,6 @@
 """One run: load, prune, reconstruct, retrain, measure; its row."""
 
 import copy
-import gc
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from ..retraining.subsets import needs_untied_head, trainable_share, untie_head
 from ..sources.models import best_device, load_model
 from ..sources.text import Text, load_text
 from .experiment import RESULT_FORMAT, Experiment
-from .shared import Cancelled, Shared, check
+from .shared import Shared, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +33,7 @@ Cancel = Callable[[], bool] | None
 
 
 class NotLoaded(ValueError):
-    """A model or text cannot be loaded, which says nothing of the experiment: the row is not kept."""
+    """A model, text or task cannot be loaded, which says nothing of the experiment: the row is not kept."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +81,6 @@ def forget() -> None:
     _reached.clear()
 
 
-def attempt(experiment: Experiment, cancelled: Cancel = None) -> dict:
-    """The row of an experiment, or that of its failure: the inputs, `error` and `traceback`.
-
-    Raises NotLoaded and Cancelled, which say nothing of the experiment.
-    """
-    try:
-        return run(experiment, cancelled)
-    except (NotLoaded, Cancelled):
-        raise
-    except Exception as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            forget()  # the next row may need less, if this one leaves nothing behind
-        words = f"{type(error).__name__}: {error}"
-        return failed_row(experiment, words, "".join(traceback.format_exception(error)))
-    finally:
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
-
-
-def failed_row(experiment: Experiment, error: str, details: str) -> dict:
-    """The row of a run that has failed."""
-    return {**experiment.asdict(), "error": error, "traceback": details, "format": RESULT_FORMAT}
-
-
 def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     """Prune, reconstruct, retrain and measure one experiment: its row.
 
@@ -137,7 +110,7 @@ def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
         "trainable_share": share,
         "seconds": sum(seconds.values()) - seconds["measure"],
         **{f"seconds_{phase}": spent for phase, spent in seconds.items()},
-        "tokens_per_second": tokens / seconds["retrain"] if tokens else None,
+        "tokens_per_second": cost.tokens_per_second(tokens),
         "peak_memory": max(pruned.peak, cost.peak_memory),
         "device": device_name(dense.home),
         "protocol": dense.text.protocol,
@@ -187,7 +160,11 @@ def _dense_measures(dense: Dense, experiment: Experiment, cancelled: Cancel) -> 
     def measure() -> dict:
         # A copy: another row's thread may be copying the dense model at this moment.
         model = dense.model if dense.home.type == "cpu" else _copied(dense.model, dense.home)
-        found = measures(model, dense, experiment, cancelled)
+        try:
+            found = measures(model, dense, experiment, cancelled)
+        except ValueError as error:
+            # Tasks that cannot be had, or that the dense model cannot be asked.
+            raise NotLoaded(str(error)) from error
         return {f"dense_{name}": found[name] for name in ("perplexity", "accuracy") if name in found}
 
     return _reached.get((dense.key, experiment.tasks, experiment.tasks_dir), measure, cancelled)
@@ -214,7 +191,8 @@ def _prepared(experiment: Experiment, dense: Dense, cancelled: Cancel) -> Pruned
                 cancelled=cancelled,
             )
         check(cancelled)
-        return Pruned(_moved(model, "cpu"), masks, cost.seconds, cost.peak_memory)
+        waiting = Masks({name: masks[name].cpu() for name in masks})
+        return Pruned(_moved(model, "cpu"), waiting, cost.seconds, cost.peak_memory)
 
     def reconstructed() -> Pruned:
         start = _pruned.get((dense.key, prepared_key(replace(e, unit=None))), pruned, cancelled)

@@ -68,6 +68,7 @@ class Shared(Generic[Value]):
         """Forget everything."""
         with self._changed:
             self._values.clear()
+            self._sizes.clear()
 
     def _make_room(self) -> None:
         """Drop the oldest until one more, as large as the latest, would fit."""
@@ -76,4 +77,4 @@ class Shared(Generic[Value]):
             len(sizes) >= self._count or sum(sizes.values()) + [*sizes.values()][-1] > self._limit
         ):
             oldest = next(iter(sizes))
-            del self._values[oldest], sizes[oldest]
+            del self._values[oldest], self._sizes[oldest], sizes[oldest]

@@ -1,5 +1,6 @@
 """The sign by which a sweep stops the rows in work."""
 
+import atexit
 import uuid
 from concurrent.futures import Future
 from contextlib import suppress
@@ -40,3 +41,7 @@ class Stop:
         for future in running:
             future.add_done_callback(clear)
         clear()
+
+    def clear_at_exit(self) -> None:
+        """Tidy up when this process ends, where nobody can say when the rows do."""
+        atexit.register(self._file.unlink, missing_ok=True)

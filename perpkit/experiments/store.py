@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .database import Database, Stored, delete, insert
+from .database import Database
+from .rows import Stored, delete, insert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,11 @@ class Store:
     @property
     def _database(self) -> Database:
         return Database(self.path, self.readonly, self._timeout)
+
+    @property
+    def format(self) -> int:
+        """The format of the file: 2, or an earlier one that was opened `readonly` and is read as it is."""
+        return self._database.format()
 
     def get(self, keys: Iterable[str]) -> dict[str, dict]:
         """The rows among the keys, finished and failed, in the order of the keys."""

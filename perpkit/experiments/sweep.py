@@ -1,7 +1,7 @@
 """Sweeps: run a grid of experiments, keep every finished row, return one tidy table."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,10 @@ from queue import Empty, SimpleQueue
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..retraining.iterative import latched
+from .attempt import attempt, failed_row
 from .experiment import Experiment
-from .run import NotLoaded, attempt, failed_row, prepared_key
+from .run import NotLoaded, prepared_key
 from .shared import Cancelled
 from .stop import Stop
 from .store import Store
@@ -24,13 +26,15 @@ SECONDS_TO_STOP = 3.0
 
 
 class NothingComputed(ValueError):
-    """All rows of a sweep have failed; `first` is the error of the first, as it stands in its row."""
+    """All rows of a sweep have failed; `first` is the error of the first, as it stands in its row.
 
-    def __init__(self, first: str, words: str):
-        super().__init__(
-            f"{words}\n(retry_failed=True tries again; Store.table(failed=True) has the traceback)"
-        )
-        self.first = first
+    `kept` says whether any is in the store, as those are not whose model, text or tasks cannot be loaded.
+    """
+
+    def __init__(self, first: str, words: str, kept: bool):
+        ways = "\n(retry_failed=True tries again; Store.table(failed=True) has the traceback)"
+        super().__init__(f"{words}{ways if kept else ''}")
+        self.first, self.kept = first, kept
 
 
 def sweep(
@@ -53,7 +57,8 @@ def sweep(
 
     Each row is stored as soon as it is finished, so a sweep that was interrupted goes on where it stopped. A
     row that fails is stored as failed, with its traceback (`Store.table(failed=True)`), and the others go on;
-    it is tried again with `retry_failed`. Rows whose model or text cannot be loaded are not stored.
+    it is tried again with `retry_failed`. Rows whose model, text or tasks cannot be loaded, or have changed
+    since the sweep began, are not stored.
 
     Shared by the rows that one process computes, and so loaded or computed once: the dense model, its text
     and what it reaches; the pruned model and with it the calibration statistics (each pruned block shapes the
@@ -74,32 +79,69 @@ def sweep(
     >>> bool(results.perplexity[0] < results.perplexity[1])
     True
     """
+    experiments = _experiments(grid)
+    _check_executor(executor)
     store = store if isinstance(store, Store) else Store(store)
-    experiments = list(grid)
     keys = [experiment.key() for experiment in experiments]
     rows = store.get(keys)
     if retry_failed:
         rows = {key: row for key, row in rows.items() if not row.get("error")}
     missing = {key: experiment for key, experiment in zip(keys, experiments, strict=True) if key not in rows}
+    if missing and store.readonly:
+        raise ValueError(
+            f"{len(missing)} rows are missing, and the store was opened readonly=True: open it without"
+        )
+    # Whoever stops within a row and the row itself must agree.
+    asked = None if cancelled is None else latched(cancelled)
+    failed = sum(1 for row in rows.values() if row.get("error"))
+    unkept: set[str] = set()
 
-    def keep(key: str, row: dict, *, stored: bool = True) -> None:
+    def keep(key: str, row: dict, *, stored: bool = True, told: bool = True) -> None:
+        nonlocal failed
         if stored:
             store.put(key, row)
+        else:
+            unkept.add(key)
         rows[key] = row
         bar.update()
-        failed = sum(1 for each in rows.values() if each.get("error"))
+        failed += bool(row.get("error"))
         if failed:
             bar.set_postfix(failed=failed)
-        if on_row is not None:
+        if told and on_row is not None:
             on_row(row)
 
     with tqdm(total=len(rows) + len(missing), initial=len(rows), unit="row", disable=not progress) as bar:
         work = _Work(_together(missing), keep)
         if executor is None:
-            work.here(cancelled)
+            work.here(asked)
         else:
-            work.on(executor, cancelled, Stop(store.path))
-    return _table([rows[key] for key in keys])
+            work.on(executor, asked, Stop(store.path))
+    return _table([rows[key] for key in keys], kept=not unkept.issuperset(keys))
+
+
+def _experiments(grid: object) -> list[Experiment]:
+    """The experiments of a grid; anything else is told from them before it does harm."""
+    if isinstance(grid, Experiment):
+        raise ValueError("sweep got one experiment; put it in a list: sweep([experiment])")
+    if not isinstance(grid, Iterable) or isinstance(grid, str | Mapping):
+        raise ValueError(
+            f"want a Grid or a list of experiments, got {grid!r}; Grid(**axes) makes one of axes and "
+            "Grid.from_file(path) one of a file"
+        )
+    experiments = list(grid)
+    for each in experiments:
+        if not isinstance(each, Experiment):
+            raise ValueError(f"among the experiments is {each!r}; make it one by Experiment(...)")
+    return experiments
+
+
+def _check_executor(executor: object) -> None:
+    if hasattr(executor, "get_executor"):
+        raise ValueError("executor is a client of dask; write executor=client.get_executor()")
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise ValueError(
+            f"executor is {executor!r}; want one of concurrent.futures, such as ThreadPoolExecutor(2)"
+        )
 
 
 def _together(missing: dict[str, Experiment]) -> dict[str, Experiment]:
@@ -113,14 +155,14 @@ def _together(missing: dict[str, Experiment]) -> dict[str, Experiment]:
     return dict(sorted(missing.items(), key=lambda item: place(item[1])))
 
 
-def _table(rows: list[dict]) -> pd.DataFrame:
+def _table(rows: list[dict], kept: bool) -> pd.DataFrame:
     """The rows as a table; raises when all have failed, warns when some have."""
     failed = [row for row in rows if row.get("error")]
     if failed:
         first = failed[0]["error"]
         words = f"{len(failed)} of {len(rows)} rows failed, the first with {first}"
         if len(failed) == len(rows):
-            raise NothingComputed(first, first if len(rows) == 1 else words)
+            raise NothingComputed(first, first if len(rows) == 1 else words, kept)
         warnings.warn(f"{words}; see the column 'error'", stacklevel=3)
     return pd.DataFrame(rows).drop(columns=["traceback", "format"], errors="ignore")
 
@@ -130,14 +172,16 @@ class _Work:
 
     def __init__(self, missing: dict[str, Experiment], keep: Callable[..., None]):
         self.missing, self.keep = missing, keep
+        # What a model and a text that could not be loaded said, and those that could be somewhere.
         self.unloadable: dict[tuple, str] = {}
+        self.loaded: set[tuple] = set()
 
     def here(self, cancelled: Callable[[], bool] | None) -> None:
         """Compute them in this thread, one after the other."""
         for key, experiment in self.missing.items():
             if not self._known_unloadable(key):
                 try:
-                    self.keep(key, attempt(experiment, cancelled))
+                    self.keep(key, attempt(experiment, cancelled, key))
                 except NotLoaded as error:
                     self._not_loaded(key, error)
 
@@ -147,7 +191,7 @@ class _Work:
         done: SimpleQueue[Future] = SimpleQueue()
         try:
             for key, experiment in self.missing.items():
-                future = executor.submit(attempt, experiment, stop)
+                future = executor.submit(attempt, experiment, stop, key)
                 waiting[future] = key
                 future.add_done_callback(done.put)
             while waiting:
@@ -159,19 +203,16 @@ class _Work:
                     continue
                 # One that was withdrawn has its row already.
                 if future in waiting:
-                    self._take(waiting.pop(future), future)
-                    for other in self._hopeless(waiting):
-                        other.cancel()
-                        self._known_unloadable(waiting.pop(other))
+                    key = waiting.pop(future)
+                    self._take(key, future)
+                    self._withdraw(waiting, _source(self.missing[key]))
         except BaseException as reason:
             if isinstance(reason, KeyboardInterrupt):
                 tqdm.write("Stopping the rows in work; finished ones are kept.")
-            stop.set()
-            running = [future for future in waiting if not future.cancel()]
-            stop.clear_after(running)
-            for future in wait(running, SECONDS_TO_STOP).done:
-                if not future.cancelled() and future.exception() is None:
-                    self.keep(waiting[future], future.result())
+            # A caller who has failed over a row is spared the others.
+            told = isinstance(reason, KeyboardInterrupt | Cancelled)
+            for future in _stopped(waiting, stop):
+                self.keep(waiting[future], future.result(), told=told)
             raise
 
     def _take(self, key: str, future: Future) -> None:
@@ -180,10 +221,11 @@ class _Work:
             raise Cancelled
         error = future.exception()
         if error is None:
+            self.loaded.add(_source(self.missing[key]))
             self.keep(key, future.result())
         elif isinstance(error, NotLoaded):
             self._not_loaded(key, error)
-        elif isinstance(error, BrokenExecutor | Cancelled):
+        elif isinstance(error, BrokenExecutor | Cancelled) or not isinstance(error, Exception):
             raise error
         else:
             # The executor's own: a worker that died again and again under this row, say.
@@ -191,7 +233,7 @@ class _Work:
             self.keep(key, failed_row(self.missing[key], words, words))
 
     def _not_loaded(self, key: str, error: NotLoaded) -> None:
-        """This row and all of the same model and text, which would only wait for the same error."""
+        """This row, and those of the same model, text and tasks would only wait for the same error."""
         self.unloadable[_source(self.missing[key])] = f"ValueError: {error}"
         self._known_unloadable(key)
 
@@ -201,9 +243,33 @@ class _Work:
             self.keep(key, failed_row(self.missing[key], error, error), stored=False)
         return error is not None
 
-    def _hopeless(self, waiting: dict[Future, str]) -> list[Future]:
-        return [f for f, key in waiting.items() if _source(self.missing[key]) in self.unloadable]
+    def _withdraw(self, waiting: dict[Future, str], source: tuple) -> None:
+        """Withdraw the rows that wait for what could be loaded nowhere; those in work may yet tell."""
+        if source in self.unloadable and source not in self.loaded:
+            for future, key in list(waiting.items()):
+                if _source(self.missing[key]) == source and future.cancel():
+                    self._known_unloadable(waiting.pop(future))
+
+
+def _stopped(waiting: Iterable[Future], stop: Stop) -> list[Future]:
+    """Stop the rows that wait and are in work: those that are finished all the same."""
+    stop.set()
+    if any(future.running() for future in waiting):
+        working = [future for future in waiting if not future.cancel()]
+        stop.clear_after(working)
+        ended = wait(working, SECONDS_TO_STOP).done
+    else:
+        # dask's futures do not tell whether they run: withdrawn at once, a row in work would go on unseen.
+        # Those that are begun only now see the sign and end.
+        stop.clear_at_exit()
+        ended, deaf = wait(waiting, SECONDS_TO_STOP)
+        for future in deaf:
+            future.cancel()
+        if not deaf:
+            stop.clear_after([])
+    return [future for future in ended if not future.cancelled() and future.exception() is None]
 
 
 def _source(experiment: Experiment) -> tuple:
-    return experiment.model, experiment.text, experiment.dtype, experiment.length
+    e = experiment
+    return e.model, e.text, e.dtype, e.length, e.tasks, e.tasks_dir

@@ -1,0 +1,44 @@
+"""Rows of a store as the experiments that they came from, and whether a sweep would still take them."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from .experiment import RESULT_FORMAT, Experiment
+
+
+def experiment_of(row: Mapping[Hashable, Any]) -> Experiment:
+    """The experiment of a row, also of one out of a table, where nothing is NaN.
+
+    Raises ValueError for a row that lacks an input or has one that is no longer valid.
+
+    >>> experiment_of({**Experiment(seed=3, retrain="biases").asdict(), "rank": float("nan")}).seed
+    3
+    """
+    names = [field.name for field in fields(Experiment)]
+    if missing := [name for name in names if name not in row]:
+        raise ValueError(f"the row has no {missing[0]!r}")
+    inputs: dict[str, Any] = {name: None if row[name] != row[name] else row[name] for name in names}
+    return Experiment(**inputs)
+
+
+def outdated(row: Mapping[Hashable, Any]) -> str | None:
+    """Why no sweep started here would take a row with its `key`; None when one would.
+
+    Rows that somebody has put there without a `format` are theirs, and never outdated.
+
+    >>> experiment = Experiment()
+    >>> row = {**experiment.asdict(), "key": experiment.key(), "format": RESULT_FORMAT}
+    >>> outdated(row), outdated({**row, "format": 1}), outdated({**row, "key": "of other files"})
+    (None, 'older format', 'other files')
+    """
+    made = row.get("format")
+    if made is None or made != made:
+        return None
+    if made != RESULT_FORMAT:
+        return "older format" if made < RESULT_FORMAT else "newer format"
+    try:
+        same = experiment_of(row).key() == row["key"]
+    except ValueError:
+        return "other inputs"
+    return None if same else "other files"
