@@ -73,9 +73,17 @@ def test_data_that_does_not_fit_is_refused(data, words):
         accuracy(Says(), data)
 
 
+def test_tokens_stay_whole_numbers():
+    model = nn.Sequential(nn.Embedding(3, 3), nn.Flatten()).bfloat16()
+    model[0].weight.data = torch.eye(3, dtype=torch.bfloat16)
+    assert accuracy(model, (torch.tensor([[0], [1], [2]]), torch.tensor([0, 1, 1]))) == 2 / 3
+
+
 def test_bad_calls_are_refused(images):
     with pytest.raises(ValueError, match=r"these are all splits; give one of them, such as images\.test"):
         accuracy(Says(), images)
+    with pytest.raises(ValueError, match="the data is a Tensor; give a tuple"):
+        accuracy(Says(), INPUTS)
     with pytest.raises(ValueError, match="batch is 0; it must be at least 1"):
         accuracy(Says(), (INPUTS, LABELS), batch=0)
 

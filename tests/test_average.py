@@ -142,6 +142,12 @@ def test_other_shapes_tensors_and_adapters_name_the_layer(make_model):
     attach(model, masks, "mask_lora", rank=2)
     with pytest.raises(ValueError, match="model 0 has adapters"):
         average([model, model], masks)
+    # As PEFT names its own.
+    for name in ("layer.lora_A.default.weight", "lora_B.weight"):
+        with pytest.raises(ValueError, match="model 1 has adapters"):
+            average([{"w": torch.ones(1)}, {name: torch.ones(1)}])
+    flora = {"flora_net.weight": torch.ones(1)}
+    assert average([flora, flora]) == flora
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]], ids=str)

@@ -101,6 +101,7 @@ def test_weights_come_as_the_dtype_asked_for(tmp_path, dtype):
         (lambda s: {}, "lacks conv1.weight"),
         (lambda s: {"state_dict": s, "module": 1} and [s], "holds no weights by name; save model.state_dict"),
         (lambda s: {"epoch": 3}, "holds no weights by name"),
+        (lambda s: {0: torch.zeros(3)}, "holds no weights by name"),
         (lambda s: torch.zeros(3), "holds no weights by name"),
     ],
 )

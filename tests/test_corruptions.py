@@ -130,3 +130,8 @@ def test_images_are_corrupted_as_they_were_normalised():
     expected = corrupt(images.test[0], "occlusion", 3, mean=images.mean, std=images.std, seed=7)
     assert torch.equal(found, expected)
     assert torch.equal(labels, images.test[1])
+
+
+def test_a_severity_may_come_from_a_table(pictures):
+    told = {"mean": MEAN, "std": STD}
+    assert torch.equal(corrupt(pictures, "noise", 2.0, **told), corrupt(pictures, "noise", 2, **told))

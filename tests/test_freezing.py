@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import perpkit as pk
 from perpkit.retraining.freezing import Freezer, freezable_layers, gradual_layers, gradual_plan
@@ -148,3 +149,13 @@ def test_early_stops_and_cancelling_still_reach_retrain(make_model, windows):
     cancel = {"on_step": lambda step, loss: steps.append(step), "cancelled": lambda: len(steps) == 5}
     _, history = imp(make_model("opt"), "magnitude", windows, sparsity=0.5, cycles=2, **cancel, **settings)
     assert len(history) == 5
+
+
+def test_a_stage_that_trains_nothing_is_refused():
+    """Convolutions alone: no bias, normalisation or classifier is left when all layers are frozen."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 10, 3, bias=False))
+    for gradual, stages, stage in (("freeze", 2, 2), ("freeze", 1, 1), ("unfreeze", 3, 1)):
+        for reverse in (False, True):
+            with pytest.raises(ValueError, match=f"stage {stage} of {stages} would train nothing"):
+                gradual_plan(model, gradual, stages=stages, reverse=reverse)
+    assert (gradual_plan(model, "unfreeze", stages=2)["trainable_share"] > 0).all()

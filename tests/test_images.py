@@ -78,6 +78,10 @@ def test_shapes_are_normalised_drawings():
         ({"seed": -1}, "seed is -1; it must not be negative"),
         ({"size": 64}, "size is 64; the shapes are 32×32"),
         ({"size": 0}, "size is 0; it is a number of pixels"),
+        ({"size": 32.0}, r"size is 32\.0; it must be a whole number"),
+        ({"seed": 0.5}, r"seed is 0\.5; it must be a whole number"),
+        ({"counts": {"train": "10"}}, r"counts\['train'\] is '10'; it must be a whole number"),
+        ({"counts": 10}, "counts is 10; it is a mapping from a split"),
         ({"on_corrupt": "ignore"}, "unknown on_corrupt 'ignore'; want stop or skip"),
     ],
 )
@@ -185,6 +189,31 @@ def test_a_validation_folder_is_taken(two_levels):
     images = load_images(two_levels)
     assert greys(images.validation) == [1, 2]
     assert len(images.train[0]) == 40
+
+
+@pytest.mark.parametrize("source", ["two_levels", "archives"])
+def test_which_is_called_val_as_well(source, request):
+    """As ImageNet has it: left unread, its pictures would be missed and others taken from train."""
+    path = request.getfixturevalue(source)
+    if source == "archives":
+        write_archive(path / "val_2.npz", [1, 2], [0, 1], classes=["a", "b"])
+    else:
+        write_folder(path / "val", {"a": [1], "b": [2]})
+    assert greys(load_images(path).validation) == [1, 2]
+    assert len(load_images(path).train[0]) == 40
+
+
+def test_the_words_of_an_accuracy_tell_test_splits_apart(level):
+    said = [load_images(level, seed=seed).protocol for seed in (0, 1)]
+    assert said == [f"{name}, test split, 6 pictures of 8×8" for name in ("mine", "mine (seed 1)")]
+
+
+def test_hidden_files_are_no_pictures(level):
+    (level / "class 0" / "._000.png").write_bytes(b"what a Mac keeps beside a picture")
+    (level / "class 0" / ".ipynb_checkpoints").mkdir()
+    (level / "class 0" / ".ipynb_checkpoints" / "000-checkpoint.png").write_bytes(encoded(0))
+    images = load_images(level)
+    assert sorted(chain(*(greys(getattr(images, split)) for split in SPLITS))) == list(range(60))
 
 
 def test_a_path_may_start_at_home(two_levels, monkeypatch):

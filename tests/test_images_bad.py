@@ -46,6 +46,15 @@ def test_or_is_left_out_with_a_warning(corrupt):
     assert warned[0].filename == __file__
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_more_than_eight_bits_are_not_cut_off(tmp_path, dtype):
+    """A grey of 30,000 in 65,535 would come out white."""
+    path = write_folder(tmp_path / "mine", {"a": range(20)})
+    Image.fromarray(np.full((8, 8), 30_000, dtype)).save(path / "a" / "000.tif")
+    with pytest.raises(ValueError, match=r"cannot decode .*000\.tif: it has more than 8 bits a pixel \(mode"):
+        load_images(path)
+
+
 def test_nothing_is_left(tmp_path):
     path = write_archive(tmp_path / "mine.npz", [b"no"] * 20, [0] * 20)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="no picture is left"):
@@ -125,6 +134,23 @@ def test_a_file_that_is_no_archive(tmp_path, content):
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot read .*mine\.npz.* Want a \.npz file with the arrays jpeg"):
         load_images(tmp_path / "mine.npz")
+
+
+def test_an_archive_that_is_damaged_anywhere(tmp_path):
+    """Compressed or not, wherever a byte is another: words, or pictures that are still whole."""
+    content = np.frombuffer(b"".join(encoded(grey) for grey in range(20)), np.uint8)
+    offsets, file = np.arange(21) * (len(content) // 20), tmp_path / "mine.npz"
+    np.savez_compressed(file, jpeg=content, offsets=offsets, labels=np.arange(20) % 2)
+    whole, random, refused = file.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 1 << random.integers(8)
+        file.write_bytes(damaged)
+        try:
+            load_images(file, progress=False)
+        except ValueError as error:
+            refused += "mine.npz" in str(error)
+    assert refused > 30
 
 
 def test_an_archive_without_its_arrays(tmp_path):

@@ -168,6 +168,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_model, windows, tmp_path):
         ({"criterion": "wanda"}, "wanda looks at activations: give calibration="),
         ({"data": torch.full((4, 16), 99)}, "token id is 99"),
         ({"pruning": {"power": 2}}, "prune has no parameter 'power'"),
+        ({"pruning": {"sparsity": 0.5}}, "pruning has 'sparsity', which is not set there"),
+        ({"pruning": 3}, "pruning is 3; it is a mapping"),
+        ({"sparsity": "0.5"}, "sparsity is '0.5'"),
     ],
 )
 def test_bad_options_are_named_and_change_nothing(make_model, windows, options, message):

@@ -162,6 +162,23 @@ def test_plane_has_the_losses_of_its_models_and_their_distances(make_vision, ima
     assert found == pytest.approx(distances(models)["distance"].tolist())
 
 
+def test_beyond_the_models_statistics_are_none(make_vision, images):
+    """A negative variance, whose root is no loss."""
+    models = random_models(make_vision, 3)
+    for model, variance in zip(models, (0.1, 3.0, 0.1), strict=True):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.fill_(variance)
+
+    def loss(model):
+        return model(images).square().mean().item()
+
+    with pytest.raises(ValueError, match="is negative; give prepare="):
+        plane(*models, loss, points=3)
+    prepared = plane(*models, loss, points=3, prepare=lambda model: recalibrate_batchnorm(model, images))
+    assert np.isfinite(prepared["loss"]).all()
+
+
 def test_what_spans_nothing_is_refused():
     one, two = two_layers([1.0, 0, 0, 0]), two_layers([0.3, 0, 0.7, 0])
     for three in (average([one, two]), one, two):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -154,6 +155,8 @@ def test_what_else_has_moved_counts_too(pruned):
     [
         ({}, 5.0, 0.1, "the masks prune nothing"),
         (None, 2.0, 0.1, "the norm 2.0 is below that of the pruned weights"),
+        (None, math.nan, 0.1, "the norm nan is below"),
+        (None, np.float32(2.0), 0.1, "the norm 2.0 is below"),
         (None, nn.Linear(3, 1), 0.1, "has no 'weight' of the same shape"),
         (None, 9.0, 0.0, "share is 0.0"),
         ({"other": torch.tensor([False])}, 9.0, 0.1, "the masks belong to another model"),
@@ -184,7 +187,7 @@ def test_a_function_of_ones_own():
     [
         ("cosin", "unknown schedule 'cosin'; did you mean 'cosine'"),
         ("lrw", "the schedule 'lrw' needs settings"),
-        (lambda step, steps: math.nan, "factor at step 0 is nan"),
+        (lambda step, steps: math.nan, "factor at step 0 is nan; it must be finite"),
         (lambda step, steps: 1 - step, "factor at step 2 is -1"),
     ],
 )

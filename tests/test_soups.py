@@ -177,6 +177,21 @@ def test_subsets_and_heads_that_are_tied(tiny_opt, text, subset):
     assert same_tensors(soup.model, average(copies, masks))
 
 
+def moved(images, generator):
+    return images + torch.rand(len(images), 1, 1, 1, generator=generator)
+
+
+def test_the_average_is_normalised_by_what_it_was_trained_on(make_vision, pictures):
+    """Augmented inputs, whose statistics are others."""
+    soup = cook(make_vision("sequential"), pictures, cycles=1, augment=moved).model
+    again = copy.deepcopy(soup)
+    seen = moved(pictures[0], torch.Generator().manual_seed(0))
+    pk.recalibrate_batchnorm(again, seen, batch=4)
+    assert same_tensors(soup, again)
+    pk.recalibrate_batchnorm(again, pictures[0], batch=4)
+    assert not same_tensors(soup, again)
+
+
 def test_the_average_is_normalised_by_a_random_part_of_many_inputs(make_vision, pictures, monkeypatch):
     """Of data in the order of their classes the first would say nothing of the others."""
     inputs, labels = pictures
@@ -193,3 +208,17 @@ def test_the_average_is_normalised_by_a_random_part_of_many_inputs(make_vision, 
         values = stem(ordered[0][chosen]).double().transpose(0, 1).flatten(1)
     assert torch.allclose(statistics.running_mean.double(), values.mean(1), atol=1e-5)
     assert torch.allclose(statistics.running_var.double(), values.var(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("soup", ["uniform", "greedy"])
+@pytest.mark.parametrize("subset", ["head", "lora"])
+def test_frozen_statistics_stay_those_that_the_weights_were_trained_to(make_vision, pictures, subset, soup):
+    dense = make_vision("sequential")
+    adapter = {"adapter": "mask_lora", "rank": 2} if subset == "lora" else {}
+    made = cook(dense, pictures, subset=subset, m=2, soup=soup, validation=pictures, **adapter).model
+    norms = [name for name, module in dense.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    for name in norms:
+        before, after = dense.get_submodule(name).state_dict(), made.get_submodule(name).state_dict()
+        assert all(torch.equal(value, after[key]) for key, value in before.items()), name
+    assert not same_tensors(made, dense)

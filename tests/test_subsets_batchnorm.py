@@ -85,6 +85,10 @@ def test_an_error_leaves_the_model_as_it_was():
     for count, batch in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match=f"{count} inputs in batches of {batch}"):
             recalibrate_batchnorm(model, images(count), batch=batch)
+    with pytest.raises(ValueError, match=r"the inputs are a tuple; give a tensor .*images\.train\[0\]"):
+        recalibrate_batchnorm(model, (images(4), torch.zeros(4)))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        recalibrate_batchnorm(model, images(4), batch=1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -109,3 +113,10 @@ def test_far_from_zero_nothing_is_lost(dtype, rtol):
     values = inputs.double().transpose(0, 1).flatten(1)
     assert torch.allclose(model[0].running_mean.double(), values.mean(1), rtol=rtol)
     assert torch.allclose(model[0].running_var.double(), values.var(1), rtol=rtol)
+
+
+def test_pictures_of_another_precision_become_the_models():
+    one, two = network().bfloat16(), network().bfloat16()
+    recalibrate_batchnorm(one, images(20))
+    recalibrate_batchnorm(two, images(20).bfloat16())
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())

@@ -37,6 +37,8 @@ def accuracy(
     """
     if isinstance(data, Images):
         raise ValueError("these are all splits; give one of them, such as images.test")
+    if not (isinstance(data, tuple) and len(data) == 2):
+        raise ValueError(f"the data is a {type(data).__name__}; give a tuple (inputs, labels)")
     inputs, labels = data
     if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) != len(inputs) or not len(labels):
         raise ValueError(
@@ -55,8 +57,8 @@ def accuracy(
             if cancelled is not None and cancelled():
                 bar.close()
                 return math.nan
-            # A network in 16 bits takes pictures in 16 bits.
-            output = model(some.to(parameter))
+            # A network in 16 bits takes pictures in 16 bits; tokens stay whole numbers.
+            output = model(some.to(parameter) if some.is_floating_point() else some.to(parameter.device))
             logits = output if isinstance(output, torch.Tensor) else output.logits
             lowest, highest = int(wanted.min()), int(wanted.max())
             if lowest < 0 or highest >= logits.shape[-1]:

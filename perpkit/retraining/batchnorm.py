@@ -48,8 +48,10 @@ def recalibrate_batchnorm(model: nn.Module, inputs: torch.Tensor, *, batch: int 
     statistics as in training. The new running statistics are the exact mean and unbiased variance of what
     reaches the layer over all inputs together, not an average over batches (BN-Recalibrate: PERP v1, 3.1).
 
-    Raises ValueError for a model without batch normalisation, no inputs, or a batch below 1; the model is
-    then unchanged.
+    Floating-point inputs come in the dtype of the model.
+
+    Raises ValueError for a model without batch normalisation, no inputs, a batch below 1, and one value for a
+    channel, which has no variance; the model is then unchanged.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
     >>> recalibrate_batchnorm(model, torch.tensor([[1.0], [2.0], [6.0], [7.0]]), batch=2)
@@ -59,6 +61,10 @@ def recalibrate_batchnorm(model: nn.Module, inputs: torch.Tensor, *, batch: int 
     layers = batchnorms(model)
     if not layers:
         raise ValueError(f"a {type(model).__name__} has no batch normalisation to recalibrate")
+    if not isinstance(inputs, torch.Tensor):
+        raise ValueError(
+            f"the inputs are a {type(inputs).__name__}; give a tensor [n, ...], such as images.train[0]"
+        )
     if len(inputs) == 0 or batch < 1:
         raise ValueError(f"{len(inputs)} inputs in batches of {batch}: want at least one in each")
     gathered = {name: _Moments() for name in layers}
@@ -66,7 +72,7 @@ def recalibrate_batchnorm(model: nn.Module, inputs: torch.Tensor, *, batch: int 
         module.register_forward_pre_hook(lambda _, args, moments=gathered[name]: moments.add(args[0]))
         for name, module in layers.items()
     ]
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     try:
         with evaluating(model):
             for module in layers.values():
@@ -75,7 +81,7 @@ def recalibrate_batchnorm(model: nn.Module, inputs: torch.Tensor, *, batch: int 
                 module.track_running_stats = False
             # Equal batches: a last one of a single input could not be normalised.
             for some in inputs.tensor_split(math.ceil(len(inputs) / batch)):
-                model(some.to(device))
+                model(some.to(parameter) if some.is_floating_point() else some.to(parameter.device))
     finally:
         for hook in hooks:
             hook.remove()

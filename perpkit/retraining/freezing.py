@@ -60,7 +60,8 @@ def gradual_plan(
     trainable_share; the mean of the last is the aggregated share of table 3 (PERP v1), whose stages are the
     five epochs of a cycle.
 
-    Raises ValueError for an unknown `gradual`, stages below 1, and a subset without layers to freeze.
+    Raises ValueError for an unknown `gradual`, stages below 1, a subset without layers to freeze, and a stage
+    that would train nothing.
 
     >>> from perpkit.sources.resnet import CifarResNet
     >>> plan = gradual_plan(CifarResNet(20), "unfreeze", reverse=True)
@@ -81,6 +82,11 @@ def gradual_plan(
     rows = []
     for stage in range(stages):
         active = gradual_layers(layers, stage, stages, gradual=gradual, reverse=reverse)
+        if not active and not always:
+            raise ValueError(
+                f"stage {stage + 1} of {stages} would train nothing: {subset!r} has only layers here; want "
+                "'unfreeze' in no more stages than layers"
+            )
         rows.append((stage, len(active), (always + sum(trained[name].numel() for name in active)) / total))
     return pd.DataFrame(rows, columns=["stage", "layers", "trainable_share"])
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,8 @@ from .loop.tasks import Data
 from .subsets import trainable_share
 
 STEPS: int = inspect.signature(retrain).parameters["steps"].default
+# Keywords of `prune` that every cycle, or another argument, sets.
+PRUNING = ("sparsity", "calibration", "masks", "progress", "cancelled")
 COLUMNS = ["cycle", "sparsity", "step", "loss", "lr", "trainable_share"]
 
 
@@ -44,14 +47,33 @@ def geometric_sparsities(sparsity: float, cycles: int) -> list[float]:
     >>> [round(100 * each, 1) for each in geometric_sparsities(0.9, 3)]
     [53.6, 78.5, 90.0]
     """
-    if not 0 <= sparsity <= 1:
+    if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
         raise ValueError(
-            f"sparsity is {sparsity}; it is the fraction of pruned weights at the end, between 0 and 1"
+            f"sparsity is {sparsity!r}; it is the fraction of pruned weights at the end, between 0 and 1"
         )
     check_whole(cycles=cycles)
     if cycles < 1:
         raise ValueError(f"cycles is {cycles}; there must be at least 1")
     return [1 - (1 - sparsity) ** (cycle / cycles) for cycle in range(1, cycles)] + [sparsity]
+
+
+def checked_pruning(pruning: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The further keywords of `prune` for every cycle.
+
+    Raises ValueError for those that are not the caller's to set there, and for no mapping.
+
+    >>> checked_pruning({"group": "row"}), checked_pruning(None)
+    ({'group': 'row'}, {})
+    """
+    if not isinstance(pruning, Mapping | None):
+        raise ValueError(f"pruning is {pruning!r}; it is a mapping from keywords of prune to values")
+    for name in pruning or {}:
+        if name in PRUNING:
+            raise ValueError(
+                f"pruning has {name!r}, which is not set there; sparsity and calibration are arguments of "
+                "their own, and masks, progress and cancelled belong to the cycles"
+            )
+    return dict(pruning or {})
 
 
 def imp(
@@ -104,7 +126,7 @@ def imp(
     >>> masks, history.groupby("cycle")["sparsity"].first().round(3).tolist()
     (Masks(18 matrices, sparsity 0.9000), [0.536, 0.785, 0.9])
     """
-    targets = geometric_sparsities(sparsity, cycles)
+    targets, pruning = geometric_sparsities(sparsity, cycles), checked_pruning(pruning)
     _checked(model, data, {"seed": seed, **retraining})
     subset, steps = retraining["subset"], retraining.get("steps", STEPS)
     plan = gradual_plan(model, gradual, reverse=reverse, stages=stages, subset=subset) if gradual else None
@@ -120,7 +142,7 @@ def imp(
         return _table(history, cycle, target, shares, steps)
 
     asked = latched(cancelled)
-    pruning = {"calibration": calibration, "seed": seed, **(pruning or {})}
+    pruning = {"calibration": calibration, "seed": seed, **pruning}
     masks, histories = Masks({}), []
     for cycle, target in enumerate(targets, start=1):
         if asked():

@@ -144,10 +144,10 @@ def allr_start(
         raise ValueError("the masks prune nothing, so ALLR has no pruning to adapt to; use the schedule llr")
     masks.check(model)
     pruned = {name: p for name, p in model.named_parameters() if name in masks}
-    if isinstance(dense, float | int):
+    if not isinstance(dense, nn.Module | Mapping):
         whole = float(dense) ** 2
         moved = whole - sum(_square(p) for p in pruned.values())
-        if moved < -1e-6 * whole or whole == 0:
+        if not (whole > 0 and moved >= -1e-6 * whole):
             raise ValueError(
                 f"the norm {dense} is below that of the pruned weights; want that before pruning"
             )
@@ -227,5 +227,7 @@ def factors(schedule: str | Schedule, steps: int, warmup: float) -> list[float]:
         raise ValueError(f"unknown schedule {schedule!r}{hint} The schedules are {', '.join(names)}")
     for step, factor in enumerate(found):
         if not 0 <= factor < math.inf:
-            raise ValueError(f"the schedule's factor at step {step} is {factor}; it must not be negative")
+            raise ValueError(
+                f"the schedule's factor at step {step} is {factor}; it must be finite and not negative"
+            )
     return found

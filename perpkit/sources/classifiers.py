@@ -94,7 +94,8 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     found: Any = _unpickled(path) if path.suffix in PICKLES else _safetensors(path)
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    named = isinstance(found, Mapping) and all(isinstance(key, str) for key in found)
+    if not named or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ValueError(f"{str(path)!r} holds no weights by name; save model.state_dict() there")
     if all(key.startswith("module.") for key in found):
         return {key.removeprefix("module."): value for key, value in found.items()}

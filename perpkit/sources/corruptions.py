@@ -49,7 +49,7 @@ def corrupt(
     wide = torch.promote_types(images.dtype, torch.float32)
     shift, scale = (torch.tensor(v, dtype=wide, device=images.device).view(3, 1, 1) for v in (mean, std))
     plain = images.to(wide) * scale + shift
-    level = LEVELS[kind][severity - 1]
+    level = LEVELS[kind][SEVERITIES.index(severity)]
     if kind == "noise":
         plain = plain + level * _drawn(torch.randn, images.shape, seed).to(plain)
     elif kind == "blur":

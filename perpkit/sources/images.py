@@ -11,7 +11,7 @@ import torch
 from . import shapes
 from .corruptions import corrupt
 from .hub import hub_reachable, reading_dataset
-from .pictures import ON_CORRUPT, Files, decode, find_pictures
+from .pictures import ON_CORRUPT, Files, cut, decode, find_pictures
 
 SPLITS = shapes.SPLITS
 SHAPES_COUNTS = {"train": 8000, "validation": 1000, "test": 2000}
@@ -70,9 +70,10 @@ def load_images(
     `source` is `"shapes"` (embedded and unlimited: ten shapes, 32×32; its test split is always the same
     pictures), `"cifar10"` from the Hub, or local: a `.npz` file of encoded pictures (`jpeg`, all end to end,
     `offsets`, `labels`), a folder of `train*.npz` and `test*.npz`, a folder with `train/`, `test/` and
-    perhaps `validation/`, each with a folder for each class, or just a folder for each class. What is not
-    split is cut into 80 % train, 10 % validation and 10 % test by the `seed`; a missing validation split is a
-    tenth of the training pictures, always the same.
+    perhaps `validation/` or `val/`, each with a folder for each class, or just a folder for each class. What
+    is not split is cut into 80 % train, 10 % validation and 10 % test by the `seed`, so a network that was
+    trained under one seed has seen test pictures of another; a missing validation split is a tenth of the
+    training pictures, always the same.
 
     `counts` caps the number of pictures by split (of shapes it is the number: 8000, 1000 and 2000 unless
     told); the seed chooses which of train and validation. Pictures that are not `size` × `size` are scaled
@@ -90,9 +91,15 @@ def load_images(
     >>> images.protocol
     'shapes, test split, 2000 pictures of 32×32'
     """
+    if not isinstance(counts, Mapping | None):
+        raise ValueError(f"counts is {counts!r}; it is a mapping from a split to a number of pictures")
     caps = dict(counts or {})
     if unknown := set(caps) - set(SPLITS):
         raise ValueError(f"unknown split {min(unknown)!r} in counts; the splits are {', '.join(SPLITS)}")
+    whole = {f"counts[{split!r}]": count for split, count in caps.items()} | {"seed": seed}
+    for name, value in (whole | ({} if size is None else {"size": size})).items():
+        if not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} is {value!r}; it must be a whole number")
     for split, count in caps.items():
         if count < 1:
             raise ValueError(f"counts[{split!r}] is {count}; it must be at least 1")
@@ -125,7 +132,12 @@ def _shapes(counts: dict[str, int], seed: int, size: int | None) -> Images:
     seeds = {split: 0 if split == "test" else seed for split in SPLITS}
     mean, std = shapes.MEAN, shapes.STD
     found = [_normalised(shapes.shapes(split, counts[split], seeds[split]), mean, std) for split in SPLITS]
-    return Images("shapes" if seed == 0 else f"shapes (seed {seed})", shapes.CLASSES, mean, std, *found)
+    return Images(_seeded("shapes", seed), shapes.CLASSES, mean, std, *found)
+
+
+def _seeded(name: str, seed: int) -> str:
+    """The name of pictures that are others by another seed."""
+    return name if seed == 0 else f"{name} (seed {seed})"
 
 
 def _normalised(pictures: Split, mean: tuple[float, ...], std: tuple[float, ...]) -> Split:
@@ -147,7 +159,10 @@ def _files(source: str | Path, seed: int) -> tuple[str, dict[str, Files], tuple[
         return source, *_from_hub(source)
     path = Path(source).expanduser()
     if str(source) and path.exists():
-        return path.name or path.resolve().name, *find_pictures(path, seed)
+        name, (files, classes) = path.name or path.resolve().name, find_pictures(path)
+        if "all" in files:
+            return _seeded(name, seed), cut(files["all"], path, seed), classes
+        return name, files, classes
     valid = ("shapes", *HUB_IMAGES)
     near = difflib.get_close_matches(str(source), valid, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."

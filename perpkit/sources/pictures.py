@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ON_CORRUPT = ("stop", "skip")
 
@@ -54,22 +54,22 @@ class Files:
 # --- finding ----------------------------------------------------------------------------------------
 
 
-def find_pictures(path: Path, seed: int) -> tuple[dict[str, Files], tuple[str, ...]]:
-    """The pictures of each split, and the names of the classes.
+def find_pictures(path: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
+    """The pictures of each split, or of `"all"` where none are told apart, and the names of the classes.
 
     `path` is a file `.npz` of encoded pictures or a folder: of `train*.npz` and `test*.npz`, of `train/` and
-    `test/` with a folder for each class, or of one folder for each class. What is not split yet is cut into
-    80 % train, 10 % validation and 10 % test by the seed, each class alike.
+    `test/` with a folder for each class, or of one folder for each class. The classes are in the order of
+    their names, as `torchvision.datasets.ImageFolder` has them.
 
     Raises ValueError for anything else, a damaged file, and classes that differ between the splits.
 
-    >>> find_pictures(Path("nowhere"), seed=0)
+    >>> find_pictures(Path("nowhere"))
     Traceback (most recent call last):
     ValueError: there is no folder or file 'nowhere'
     """
     if path.is_file():
         files, classes = _archive(path)
-        return _split(files, path, seed), classes
+        return {"all": files}, classes
     if not path.is_dir():
         raise ValueError(f"there is no folder or file {str(path)!r}")
     if archives := _one_of_each(path):
@@ -91,10 +91,18 @@ def find_pictures(path: Path, seed: int) -> tuple[dict[str, Files], tuple[str, .
             f"the folder {str(path)!r} has no pictures in a form that is read: want train*.npz and "
             "test*.npz, or train/ and test/ with a folder for each class, or a folder for each class"
         )
-    return _split(_folder(path, classes), path, seed), classes
+    return {"all": _folder(path, classes)}, classes
 
 
-def _split(files: Files, path: Path, seed: int) -> dict[str, Files]:
+def cut(files: Files, path: Path, seed: int) -> dict[str, Files]:
+    """80 % train, 10 % validation and 10 % test by the seed, each class alike.
+
+    Raises ValueError for fewer than ten pictures of every class.
+
+    >>> parts = cut(Files([("", b"")] * 20, np.arange(20) % 2), Path("mine"), seed=0)
+    >>> {split: np.bincount(part.labels).tolist() for split, part in parts.items()}
+    {'train': [8, 8], 'validation': [1, 1], 'test': [1, 1]}
+    """
     train, validation, test = files.without_tenths(2, seed)
     if not test.pictures:
         raise ValueError(
@@ -106,7 +114,7 @@ def _split(files: Files, path: Path, seed: int) -> dict[str, Files]:
 
 def _one_of_each(path: Path) -> dict[str, Path]:
     """The file of each split in a folder of `.npz` files; nothing in another folder."""
-    found = {split: sorted(path.glob(f"{split}*.npz")) for split in ("train", "validation", "test")}
+    found = {split: sorted(path.glob(f"{names[0]}*.npz")) for split, names in SPLITS.items()}
     if not found["train"] and not found["test"]:
         return {}
     for split, archives in found.items():
@@ -123,7 +131,8 @@ def _archive(path: Path) -> tuple[Files, tuple[str, ...]]:
         with path.open("rb") as file, np.load(file) as stored:
             content, offsets, labels = (stored[name] for name in ("jpeg", "offsets", "labels"))
             classes = tuple(map(str, stored["classes"])) if "classes" in stored else ()
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    # A damaged file raises whatever its bytes happen to lead to.
+    except Exception as error:
         raise ValueError(
             f"cannot read {str(path)!r}: {error}. Want a .npz file with the arrays jpeg (encoded pictures "
             "end to end), offsets (where each begins, and the end) and labels"
@@ -148,19 +157,22 @@ def _archive(path: Path) -> tuple[Files, tuple[str, ...]]:
 
 
 def _class_folders(path: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
-    splits = [split for split in ("train", "validation", "test") if (path / split).is_dir()]
-    if missing := {"train", "test"} - set(splits):
-        raise ValueError(f"the folder {str(path)!r} has no {min(missing)}/ beside its {splits[0]}/")
-    classes = {split: _subfolders(path / split) for split in splits}
-    for split in splits[1:]:
-        here, there = set(classes["train"]), set(classes[split])
-        if here != there:
-            apart = [f"only in train/: {', '.join(sorted(here - there))}"] if here - there else []
-            apart += [f"only in {split}/: {', '.join(sorted(there - here))}"] if there - here else []
+    folders = {
+        split: path / name for split, names in SPLITS.items() for name in names if (path / name).is_dir()
+    }
+    if missing := {"train", "test"} - set(folders):
+        there = next(iter(folders.values())).name
+        raise ValueError(f"the folder {str(path)!r} has no {min(missing)}/ beside its {there}/")
+    classes = _subfolders(folders["train"])
+    for folder in folders.values():
+        here, others = set(classes), set(_subfolders(folder))
+        if here != others:
+            apart = [f"only in train/: {', '.join(sorted(here - others))}"] if here - others else []
+            apart += [f"only in {folder.name}/: {', '.join(sorted(others - here))}"] if others - here else []
             raise ValueError(f"the class folders of {str(path)!r} differ: {'; '.join(apart)}")
-    if not classes["train"]:
+    if not classes:
         raise ValueError(f"{str(path / 'train')!r} has no folder for each class")
-    return {split: _folder(path / split, classes["train"]) for split in splits}, classes["train"]
+    return {split: _folder(folder, classes) for split, folder in folders.items()}, classes
 
 
 def _subfolders(path: Path) -> tuple[str, ...]:
@@ -171,12 +183,17 @@ def _folder(path: Path, classes: tuple[str, ...]) -> Files:
     pictures: list[tuple[str, Path | bytes]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(f for f in (path / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        found = sorted(f for f in (path / name).rglob("*") if _is_picture(f.relative_to(path)))
         if not found:
             raise ValueError(f"the class folder {str(path / name)!r} has no pictures ({', '.join(SUFFIXES)})")
         pictures += [(str(f), f) for f in found]
         labels += [label] * len(found)
     return Files(pictures, np.array(labels, np.int64))
+
+
+def _is_picture(file: Path) -> bool:
+    """By its name; systems and editors keep hidden files and folders of their own beside pictures."""
+    return file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.parts)
 
 
 # --- decoding ---------------------------------------------------------------------------------------
@@ -241,6 +258,9 @@ def _decoded(content: Path | bytes, size: int | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as opened:
+        if opened.mode.startswith(("I", "F")):
+            # Made 8 bits, all that is brighter than 255 of 65,535 would be white.
+            raise ValueError(f"it has more than 8 bits a pixel (mode {opened.mode}); store it with 8")
         # Straight from a palette it would warn when one of the colours is transparent.
         picture: Any = opened.convert("RGBA").convert("RGB") if opened.mode == "P" else opened.convert("RGB")
     if size is not None and picture.size != (size, size):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -170,7 +171,8 @@ def check_alike(states: Sequence[States]) -> None:
         raise ValueError("there are no models to average; give at least one")
     first = states[0]
     for number, state in enumerate(states):
-        if adapted := [name for name in state if "lora_" in name.rpartition(".")[2]]:
+        # In the last part of a name, or before the adapter's own as PEFT has it: `lora_A.default.weight`.
+        if adapted := [name for name in state if re.search(r"(^|\.)lora_|lora_[^.]*$", name)]:
             raise ValueError(
                 f"model {number} has adapters ({adapted[0]!r}), whose average is not that of the weights; "
                 "merge(model) first"

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..loop.retrain import retrain
@@ -87,6 +88,11 @@ def variation(vary: Vary, m: int, base: Mapping[str, Any]) -> Variation:
         for value in values:
             check_whole(**{name: value})
         values = [int(value) for value in values]
+    else:
+        for value in values:
+            if not isinstance(value, Real):
+                raise ValueError(f"vary has {value!r} for {name!r}; it must be a number")
+        values = [float(value) for value in values]
     if len(set(values)) < m:
         raise ValueError(
             f"the values of {name!r} are {values}: equal candidates make no soup; give m different ones, "

@@ -37,6 +37,17 @@ def held_out(data: Data, batch: int) -> Score:
     return score
 
 
+def check_held_out(model: nn.Module, validation: Data) -> None:
+    """Raise ValueError for held-out data that the model could not be scored by.
+
+    >>> check_held_out(nn.Linear(2, 3), (torch.zeros(4, 2), torch.arange(4) % 3))
+    """
+    try:
+        make_task(model, validation, next(model.parameters()).device, None, Distillation())
+    except ValueError as error:
+        raise ValueError(f"validation does not fit: {error}") from error
+
+
 def check_baselines(baselines: Sequence[str], evaluated: bool, scored: bool) -> None:
     """Raise ValueError for unknown baselines, and for those that cannot be measured.
 

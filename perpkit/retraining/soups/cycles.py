@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,10 +17,11 @@ from ...pruning.masks import Masks
 from ...pruning.prune import prune
 from ..batchnorm import batchnorms, recalibrate_batchnorm
 from ..loop.tasks import Data
-from .average import average, greedy, put, tensors_of
+from ..subsets import dotted
+from .average import States, average, greedy, put, tensors_of
 from .candidates import DEFAULTS, VARIED, Candidate
 from .files import about, read, write
-from .work import Files, Work, here, on
+from .work import Files, Work, here, on, stop_workers
 
 COLUMNS = ["cycle", "candidate", "sparsity", *VARIED, "loss", "seconds", "chosen", "score"]
 # Inputs that say a soup's batch statistics: more change nothing that is seen, and an average is to be cheap.
@@ -82,6 +83,7 @@ class Cycles:
     def run(self) -> bool:
         """Go through all cycles; False when cancelled before the end."""
         self.folder.mkdir(exist_ok=True)
+        stop_workers(self.folder)
         for cycle, sparsity in enumerate(self.plan.targets, start=1):
             if (found := self._pruned(cycle, sparsity)) is None:
                 return False
@@ -106,7 +108,7 @@ class Cycles:
     def last(self) -> Iterator[nn.Module]:
         """The candidates of the last cycle, as their retraining left them, one after the other."""
         for file in self.files(len(self.plan.targets)).values():
-            yield _filled(self.model, file)
+            yield _filled(self.model, read(file))
 
     def steps(self) -> int:
         """The retraining steps of all cycles and candidates."""
@@ -184,6 +186,11 @@ class Cycles:
             finally:
                 # Those that were done while the others were being stopped.
                 tell_finished()
+        if len(told) < len(files) and not self.plan.cancelled():
+            raise ValueError(
+                f"the executor's workers stopped before they were done: they must see the folder "
+                f"{str(self.folder)!r}, and no other call may use it at the same time"
+            )
         return len(told) == len(files)
 
     def _tell(self, candidate: Candidate, file: Path, sparsity: float) -> None:
@@ -208,15 +215,17 @@ class Cycles:
         """Give the pruned model the average's values; returns the numbers of the candidates in it."""
         started = time.perf_counter()
         chosen, scores = list(range(len(files))), None
-        prepare = self._reestimate if batchnorms(model) and len(files) > 1 else None
-        if self.greedy is not None and len(files) > 1:
-            several = [_filled(model, file) for file in files.values()]
+        states = [read(file) for file in files.values()]
+        prepare = self._reestimate if _statistics_moved(model, states) else _left_alone
+        if len(files) == 1:
+            put(model, states[0])
+        elif self.greedy is None:
+            put(model, average(states, masks))
+            prepare(model)
+        else:
+            several = [_filled(model, states.pop(0)) for _ in files]
             soup, chosen, scores = greedy(several, self.greedy, masks, prepare)
             put(model, tensors_of(soup))
-        else:
-            put(model, average([read(file) for file in files.values()], masks))
-            if prepare is not None:
-                prepare(model)
         masks.check(model)
         self.seconds += time.perf_counter() - started
         for index, candidate in enumerate(files):
@@ -232,14 +241,34 @@ class Cycles:
         if len(inputs) > REESTIMATED:
             chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
             inputs = inputs[chosen[:REESTIMATED]]
+        if (augment := self.plan.common.get("augment")) is not None:
+            # Without, the average would be normalised to other inputs than its weights have learnt.
+            inputs = augment(inputs, torch.Generator().manual_seed(0))
         # In batches as in training, which also stay in the processor's cache; equal parts of at most three
         # inputs are never of a single one, which could not be normalised.
         batch = max(3, self.plan.common.get("batch", DEFAULTS["batch"]))
         recalibrate_batchnorm(model, inputs, batch=batch)
 
 
-def _filled(model: nn.Module, file: Path) -> nn.Module:
-    """A copy of the model with the values of a file."""
+def _statistics_moved(model: nn.Module, states: Sequence[States]) -> bool:
+    """Whether the retraining of a model has moved batch statistics.
+
+    Where it froze them, as for the head alone, the weights were trained to these and no others.
+    """
+    return any(
+        not torch.equal(state[dotted(prefix, name)], buffer.cpu())
+        for prefix, layer in batchnorms(model).items()
+        for name, buffer in layer.named_buffers()
+        for state in states
+    )
+
+
+def _left_alone(model: nn.Module) -> None:
+    """What has no batch statistics, or frozen ones, needs none."""
+
+
+def _filled(model: nn.Module, state: States) -> nn.Module:
+    """A copy of the model with other values."""
     filled = copy.deepcopy(model)
-    put(filled, read(file))
+    put(filled, state)
     return filled

@@ -52,9 +52,10 @@ def _claim(path: Path, same: Mapping[str, str]) -> None:
             _check_same(file, same)
             return
         path.mkdir(parents=True, exist_ok=True)
-        if any(other.is_file() for other in path.rglob("*")):
-            raise ValueError(f"the folder {str(path)!r} has other files in it; name an empty or a new one")
+        # A killed call may have left this one.
         partial = path / f"{IDENTITY}.part"
+        if any(other.is_file() and other != partial for other in path.rglob("*")):
+            raise ValueError(f"the folder {str(path)!r} has other files in it; name an empty or a new one")
         partial.write_text(json.dumps({"format": FORMAT, "same": dict(same)}, indent=1))
         os.replace(partial, file)
     except OSError as error:
@@ -90,7 +91,13 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: object) -
         save_file(whole, partial, metadata={"format": FORMAT, "about": json.dumps(metadata)})
         os.replace(partial, path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot write {str(path)!r}: {error}") from error
+        partial.unlink(missing_ok=True)
+        # Unless another process has been quicker: both have the same to say.
+        if not path.exists():
+            raise ValueError(f"cannot write {str(path)!r}: {error}") from error
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        # Of a process that was killed.
+        left.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...pruning.layers import prunable_matrices
+from ..batchnorm import batchnorms
 from ..loop.settings import check_whole
 from .average import check_alike, combine, put, tensors_of
 
@@ -55,7 +56,8 @@ def segment(
 
     Columns: `t`, `loss`, and `above`, by how much the loss lies above the straight line between those of the
     two ends; its largest value is the `barrier`. `prepare(model)` changes the model of every point in place
-    before `loss(model)` sees it, such as by re-estimating batch normalisations. `a` and `b` stay as they are.
+    before `loss(model)` sees it, such as by re-estimating batch normalisations: interpolated statistics are
+    not those of the model in between. `a` and `b` stay as they are.
 
     Raises ValueError for fewer than two points and models of differing shapes.
 
@@ -100,8 +102,8 @@ def plane(
     `prepare(model)` changes the model of every point before `loss(model)`, as in `segment`. Floating-point
     buffers follow the parameters' coefficients.
 
-    Raises ValueError for fewer than two points, a negative margin, models of differing shapes, and three that
-    lie on one line.
+    Raises ValueError for fewer than two points, a negative margin, models of differing shapes, three that lie
+    on one line, and a variance that comes out negative beyond them where nothing is prepared.
 
     >>> models = [nn.Linear(2, 1, bias=False) for _ in range(3)]
     >>> for model, row in zip(models, ([0.0, 0.0], [2.0, 0.0], [1.0, 4.0])):
@@ -172,6 +174,12 @@ class _Probe:
         put(self.model, combine(self.states, coefficients))
         if self.prepare is not None:
             self.prepare(self.model)
+        for name, layer in batchnorms(self.model).items():
+            if layer.running_var is not None and layer.running_var.min() < 0:
+                raise ValueError(
+                    f"beyond the models the variance of the batch normalisation {name!r} is negative; give "
+                    "prepare=lambda model: recalibrate_batchnorm(model, inputs)"
+                )
         with torch.no_grad():
             return float(self.loss(self.model))
 

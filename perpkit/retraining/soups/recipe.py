@@ -16,6 +16,7 @@ from ..loop.retrain import retrain
 from ..loop.settings import Settings, check_whole
 from ..loop.tasks import Data
 from ..subsets import needs_untied_head, subset_parts, untie_head
+from .average import tensors_of
 from .candidates import VARIED, Candidate, Variation, Vary, variation
 from .files import digest
 
@@ -77,7 +78,7 @@ class Recipe:
         same["vary"] = f"{self.variation.name} {list(self.variation.values)}"
         if (teacher := self.common.get("distill")) is not None:
             softness = [self.common.get(name) for name in ("distill_weight", "temperature")]
-            same["distillation"] = digest((softness, checksum(dict(teacher.named_parameters()))))
+            same["distillation"] = digest((softness, checksum(tensors_of(teacher))))
         return same
 
 
@@ -134,6 +135,19 @@ def pruning_identity(calibration: torch.Tensor | None, pruning: Mapping[str, Any
     seen = None if calibration is None else checksum({"calibration": calibration})
     options = {name: value for name, value in sorted(pruning.items()) if not callable(value)}
     return {"calibration": digest(seen), "pruning": digest(options)}
+
+
+def held_out_identity(score: Callable[[nn.Module], float] | None, validation: Data | None) -> str:
+    """A digest of what a greedy soup is chosen by: the held-out data, or the name of a function.
+
+    >>> held_out_identity(None, torch.zeros(2)) == held_out_identity(None, torch.ones(2))
+    False
+    """
+    if validation is None:
+        named: Any = score if hasattr(score, "__qualname__") else type(score)
+        return f"{named.__module__}.{named.__qualname__}"
+    parts = validation if isinstance(validation, tuple) else (validation,)
+    return digest(checksum({str(number): part for number, part in enumerate(parts)}))
 
 
 def _adapter(kind: str | None, rank: int, alpha: float, subset: str) -> dict[str, Any] | None:

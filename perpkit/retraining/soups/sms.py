@@ -13,13 +13,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...pruning.masks import Masks
-from ..iterative import geometric_sparsities, latched
+from ..iterative import checked_pruning, geometric_sparsities, latched
 from ..loop.tasks import Data
 from .candidates import DEFAULTS, Vary
-from .comparison import COLUMNS, ITERATIVE, check_baselines, compared, held_out
+from .comparison import COLUMNS, ITERATIVE, check_baselines, check_held_out, compared, held_out
 from .cycles import Cycles, Plan, Score, SoupCycle
 from .files import opened
-from .recipe import pruning_identity, recipe
+from .recipe import held_out_identity, pruning_identity, recipe
 
 __all__ = ["Soup", "SoupCycle", "sms"]
 
@@ -76,9 +76,9 @@ def sms(
     """Sparse Model Soups (SMS; Zimmer et al. 2024): iterative pruning that goes on from averages.
 
     Each cycle prunes as `imp` does, retrains m copies that differ in one thing, and goes on from their
-    average, which has their common mask; batch normalisations are re-estimated for it in one pass over 2048
-    inputs of `data`, or all if there are fewer, in batches as in the retraining. The given model stays as it
-    is. With m = 1 nothing is averaged and SMS is `imp`.
+    average, which has their common mask; batch normalisations that the retraining moves are re-estimated for
+    it in one pass over 2048 inputs of `data`, or all if there are fewer, in batches and augmented as in the
+    retraining. The given model stays as it is. With m = 1 nothing is averaged and SMS is `imp`.
 
     - `data`, `criterion`, `calibration` and `pruning` are those of `imp`, the further keywords those of
       `retrain`, `subset` and `lr` at least.
@@ -96,15 +96,16 @@ def sms(
     - `executor` is any `concurrent.futures.Executor`, on which the candidates of a cycle run side by side.
       Its workers must see the folder; they calculate with as many threads each as this process does, so
       workers that share a CPU are faster after `torch.set_num_threads(1)`.
-    - `folder` keeps every finished candidate: the same call goes on where it was killed. On a CPU the result
-      is the same to the bit, resumed or not, on any executor or none.
+    - `folder` keeps every finished candidate: the same call goes on where it was killed; functions such as
+      `score` are told from others by their names. On a CPU the result is the same to the bit, resumed or not,
+      on any executor or none.
 
     `on_candidate(row)` is called for every finished candidate, those found in the folder too, and
     `on_cycle(SoupCycle(...))` after every cycle. When `cancelled()`, asked before every step, says True, what
     is finished is returned. An exception, Ctrl-C too, carries it as `soup`.
 
     Raises ValueError for whatever `prune`, `retrain` and `attach` do not accept, m or cycles below 1, bad
-    `vary`, and a folder of another run.
+    `vary`, a folder of another run, and workers that do not see the folder.
 
     >>> import perpkit as pk
     >>> dense, tokenizer = pk.load_model("tiny-opt", device="cpu")
@@ -116,14 +117,19 @@ def sms(
     """
     targets = geometric_sparsities(sparsity, cycles)
     _check_soup(soup, score, validation)
+    asked, pruning = latched(cancelled), checked_pruning(pruning)
+    if executor is not None and not isinstance(executor, Executor):
+        raise ValueError(f"executor is {executor!r}; give a concurrent.futures.Executor, or None")
     made = recipe(model, data, m, vary, seed, adapter, rank, alpha, retraining)
+    same = {"criterion": criterion, "sparsity": repr(float(sparsity)), "cycles": str(cycles), "soup": soup}
+    same |= made.identity() | pruning_identity(calibration, pruning)
+    if soup == "greedy":
+        same["held-out score"] = held_out_identity(score, validation)
     if validation is not None:
+        check_held_out(made.dense, validation)
         score = held_out(validation, retraining.get("batch", DEFAULTS["batch"]))
     evaluate = evaluate or score
     check_baselines(baselines, evaluated=evaluate is not None, scored=score is not None)
-    asked, pruning = latched(cancelled), dict(pruning or {})
-    same = {"criterion": criterion, "sparsity": repr(float(sparsity)), "cycles": str(cycles), "soup": soup}
-    same |= made.identity() | pruning_identity(calibration, pruning)
     total = cycles * (m + len(set(baselines) & set(ITERATIVE)))
     bar = tqdm(total=total, desc="soup", unit="candidate", disable=not progress, leave=False)
     with bar, opened(folder, same) as path:

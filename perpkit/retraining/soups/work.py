@@ -64,7 +64,7 @@ class Work:
             if self.adapter is not None:
                 merge(model)
             self.masks.check(model)
-        except ValueError as error:
+        except Exception as error:
             error.add_note(f"in candidate {candidate.number} of cycle {candidate.cycle}, {settings}")
             raise
         seconds = time.perf_counter() - started
@@ -86,10 +86,8 @@ def on(
     """Retrain the candidates on an executor, and yield each when its file is there.
 
     Workers look for a file in the folder before every step and stop when it is gone, as it is after this call
-    however it ends; and when the run is killed and begun anew.
+    however it ends; and when the run is killed and begun anew (`stop_workers`).
     """
-    for left in folder.glob("running-*"):
-        left.unlink(missing_ok=True)
     running = folder / f"running-{uuid.uuid4().hex[:8]}"
     packed = _packed(work)
     running.touch()
@@ -106,6 +104,12 @@ def on(
     finally:
         running.unlink(missing_ok=True)
         wait([future for future in waiting if not future.cancel()], SECONDS_TO_STOP)
+
+
+def stop_workers(folder: Path) -> None:
+    """Stop the workers of a run that was killed: nobody waits for them, and what they do is done again."""
+    for left in folder.glob("running-*"):
+        left.unlink(missing_ok=True)
 
 
 def retrain_packed(packed: bytes, candidate: Candidate, file: Path, running: Path, threads: int) -> bool:
