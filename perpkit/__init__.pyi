@@ -1,6 +1,7 @@
 from .evaluation.accuracy import accuracy as accuracy
 from .evaluation.accuracy import corrupted_accuracy as corrupted_accuracy
 from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.perplexity import token_accuracy as token_accuracy
 from .evaluation.zero_shot import mean_accuracy as mean_accuracy
 from .evaluation.zero_shot import zero_shot as zero_shot
 from .experiments.experiment import Experiment as Experiment

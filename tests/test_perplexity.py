@@ -7,6 +7,7 @@ import torch
 
 import perpkit as pk
 from perpkit.evaluation import perplexity as measuring
+from perpkit.evaluation.perplexity import token_accuracy
 
 VOCABULARY, CONTEXT = 64, 16
 
@@ -155,3 +156,18 @@ def test_nothing_is_left_on_the_model(model, windows, generators_unchanged):
     pk.perplexity(model, windows)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_token_accuracy_counts_the_likeliest_tokens(model, windows, batches_of):
+    batches_of(5)
+    with torch.no_grad():
+        guesses = torch.stack([model(input_ids=window[None]).logits[0, :-1].argmax(-1) for window in windows])
+    share = token_accuracy(model, windows)
+    assert share == (guesses == windows[:, 1:]).double().mean().item()
+    # No later token sees the last one, so replaced by the guess it changes nothing else.
+    last = windows.clone()
+    last[::2, -1] = guesses[::2, -1]
+    expected = (guesses == last[:, 1:]).double().mean().item()
+    assert expected > share
+    assert token_accuracy(model, last) == pytest.approx(expected)
+    assert math.isnan(token_accuracy(model, windows, cancelled=lambda: True))
