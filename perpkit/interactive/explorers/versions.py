@@ -1,0 +1,115 @@
+"""A model in three versions, dense, pruned and shortly retrained, made once and kept."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ...experiments.shared import Cancelled
+from ...pruning.masks import Masks
+from ...pruning.prune import prune
+from ...retraining.loop.retrain import retrain
+from ...retraining.loop.tasks import Data
+from ...sources.classifiers import load_classifier
+from ...sources.embedded import EMBEDDED_CLASSIFIERS
+from ...sources.images import load_images
+from ...sources.models import load_model
+from ...sources.text import Text, load_text
+
+RETRAININGS = ("biases+norms", "biases", "norms", "full")
+SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Of models that have been retrained, for coming back to them at once.
+BYTES_KEPT = 2**30
+
+
+@dataclass
+class Versions:
+    """The dense model, and what pruning by magnitude and a short retraining make of it.
+
+    `settings` are those of each retraining, `rates` its learning rates by subset. The dense model is not
+    touched; of the others as many are kept as fit in a gigabyte, at least one.
+    """
+
+    dense: nn.Module
+    train: Data
+    settings: dict[str, Any]
+    rates: dict[str, float]
+    _pruned: tuple[float, nn.Module, Masks] | None = field(default=None, repr=False)
+    _retrained: OrderedDict[tuple[float, str], nn.Module] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """The length of a retraining."""
+        return self.settings["steps"]
+
+    def pruned(self, sparsity: float) -> nn.Module:
+        """The pruned model; not to be changed."""
+        return self._masked(sparsity)[0]
+
+    def retrained(self, sparsity: float, subset: str, cancelled: Callable[[], bool]) -> nn.Module:
+        """The pruned and retrained model; not to be changed.
+
+        Raises Cancelled when `cancelled()`, asked before each step, says so.
+        """
+        key = sparsity, subset
+        if key not in self._retrained:
+            pruned, masks = self._masked(sparsity)
+            model = copy.deepcopy(pruned)
+            settings = {**self.settings, "subset": subset, "lr": self.rates[subset]}
+            retrain(model, self.train, masks=masks, progress=False, cancelled=cancelled, **settings)
+            if cancelled():
+                raise Cancelled
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            while len(self._retrained) >= max(1, BYTES_KEPT // max(1, size)):
+                self._retrained.popitem(last=False)
+            self._retrained[key] = model
+        self._retrained.move_to_end(key)
+        return self._retrained[key]
+
+    def has(self, sparsity: float, subset: str) -> bool:
+        """Whether the retrained model is there already."""
+        return (sparsity, subset) in self._retrained
+
+    def _masked(self, sparsity: float) -> tuple[nn.Module, Masks]:
+        if self._pruned is None or self._pruned[0] != sparsity:
+            model = copy.deepcopy(self.dense)
+            self._pruned = sparsity, model, prune(model, "magnitude", sparsity=sparsity, progress=False)
+        return self._pruned[1:]
+
+
+def is_classifier(name: str) -> bool:
+    """Whether an explorer's model looks at pictures.
+
+    >>> is_classifier("shapes-resnet"), is_classifier("tiny-opt")
+    (True, False)
+    """
+    return name in EMBEDDED_CLASSIFIERS
+
+
+def picture_versions(name: str, steps: int | None = None) -> Versions:
+    """Versions of the embedded classifier, retrained on the shapes.
+
+    >>> versions = picture_versions("shapes-resnet")
+    >>> versions.steps, len(versions.train[0])
+    (40, 2048)
+    """
+    images = load_images("shapes", counts={"train": 2048, "validation": 10, "test": 10}, progress=False)
+    settings = {"steps": 40 if steps is None else steps, "batch": 64, "optimizer": "sgd"}
+    rates = {"biases+norms": 0.05, "biases": 0.05, "norms": 0.05, "full": 0.03}
+    return Versions(load_classifier(name), images.train, settings, rates)
+
+
+def text_versions(name: str, steps: int | None = None) -> tuple[Versions, Any, Text]:
+    """Versions of a language model, its tokenizer, and the story world as that cuts it.
+
+    >>> versions, tokenizer, text = text_versions("tiny-opt")
+    >>> versions.steps, len(tokenizer), len(text.test)
+    (80, 1024, 16)
+    """
+    dense, tokenizer = load_model(name)
+    text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 16})
+    rates = {"biases+norms": 0.03, "biases": 0.1, "norms": 0.03, "full": 3e-3}
+    return Versions(dense, text.train, {"steps": 80 if steps is None else steps}, rates), tokenizer, text
