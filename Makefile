@@ -7,7 +7,7 @@ SUITABLE := import sys, importlib.util as u; \
 	(3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("is Python %d.%d" % sys.version_info[:2]); \
 	u.find_spec("ensurepip") or sys.exit("lacks ensurepip; on Debian and Ubuntu: apt-get install python3-venv")
 
-.PHONY: help demo test lab notebooks bench format lint clean
+.PHONY: help demo test lab app notebooks bench format lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ test: lint ## lint, then all tests, the slow ones and those in a browser include
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+app: .venv/.installed ## open the explorers alone, without code, in a browser
+	$(BIN)/voila notebooks/explorer.ipynb
 
 notebooks: .venv/.installed ## execute all notebooks and store their outputs
 	$(BIN)/python tools/execute_notebooks.py

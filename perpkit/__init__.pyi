@@ -1,5 +1,12 @@
 from .evaluation.accuracy import accuracy as accuracy
 from .evaluation.accuracy import corrupted_accuracy as corrupted_accuracy
+from .evaluation.distortion import block_distortion as block_distortion
+from .evaluation.distortion import feature_maps as feature_maps
+from .evaluation.distortion import linear_cka as linear_cka
+from .evaluation.distortion import map_layers as map_layers
+from .evaluation.distortion import relative_error as relative_error
+from .evaluation.generation import generate as generate
+from .evaluation.generation import next_tokens as next_tokens
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.perplexity import token_accuracy as token_accuracy
 from .evaluation.zero_shot import mean_accuracy as mean_accuracy
@@ -9,8 +16,16 @@ from .experiments.grid import Grid as Grid
 from .experiments.shared import Cancelled as Cancelled
 from .experiments.store import Store as Store
 from .experiments.sweep import sweep as sweep
+from .interactive.explorers.adapters import AdapterExplorer as AdapterExplorer
+from .interactive.explorers.distortion import DistortionExplorer as DistortionExplorer
+from .interactive.explorers.gallery import Gallery as Gallery
+from .interactive.explorers.generation import GenerationExplorer as GenerationExplorer
+from .interactive.explorers.masks import MaskExplorer as MaskExplorer
+from .interactive.explorers.outliers import OutlierExplorer as OutlierExplorer
+from .interactive.explorers.soups import SoupExplorer as SoupExplorer
 from .interactive.explorers.sparsity import SparsityExplorer as SparsityExplorer
 from .interactive.plots.abilities import plot_abilities as plot_abilities
+from .interactive.plots.adapter import plot_adapter as plot_adapter
 from .interactive.plots.curves import plot_curves as plot_curves
 from .interactive.plots.features import plot_filters as plot_filters
 from .interactive.plots.features import plot_maps as plot_maps
@@ -19,6 +34,7 @@ from .interactive.plots.layers import plot_heatmap as plot_heatmap
 from .interactive.plots.layers import plot_layers as plot_layers
 from .interactive.plots.masks import plot_mask as plot_mask
 from .interactive.plots.plane import plot_plane as plot_plane
+from .interactive.plots.texts import plot_texts as plot_texts
 from .interactive.plots.tradeoff import plot_tradeoff as plot_tradeoff
 from .interactive.plots.weights import plot_weights as plot_weights
 from .pruning.masks import Masks as Masks

@@ -8,7 +8,7 @@ from explorer_parts import SOON, Runs, shown, words
 import perpkit as pk
 from perpkit.experiments import run as running
 from perpkit.interactive.explorers import explorer as base
-from perpkit.interactive.explorers.sparsity import SPARSITIES
+from perpkit.interactive.explorers.controls import SPARSITIES
 
 
 @pytest.fixture

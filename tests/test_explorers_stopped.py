@@ -120,18 +120,22 @@ def test_an_error_in_a_callback_is_shown(store, runs, monkeypatch, callback):
     if callback == "submit":
         explorer.sparsity.value = 0.6
     else:
-        explorer.cancel.disabled = False
+        go = runs.hold()
+        explorer.sparsity.value = 0.6
         explorer.cancel.click()
     assert words(explorer) == "RuntimeError: the callback broke"
     assert explorer.cancel.disabled
+    if callback == "cancel":
+        go.set()
+        assert explorer.wait(SOON)
 
 
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
         (
-            {"criterion": ["magnitude", "random"]},
-            "one value of 'criterion' at a time, the grid has 'magnitude' and 'random'",
+            {"unit": [None, "matrix"]},
+            "one value of 'unit' at a time, the grid has None and 'matrix'",
         ),
         ({"model": ["tiny-opt", "tiny-opt-outliers"]}, "one value of 'model'"),
         ({"retrain": "biases", "steps": [5, 6]}, "one value of 'steps' at a time, the grid has 5 and 6"),
@@ -146,7 +150,7 @@ def test_a_grid_without_controls_for_it_is_refused(store, axes, said):
 @pytest.mark.parametrize(("sparsity", "retrain"), [(0.51, "none"), (0.5, "full")])
 def test_a_point_that_is_not_offered_is_refused(store, runs, sparsity, retrain):
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5], retrain=["biases"]), store=store)
-    with pytest.raises(ValueError, match=f"cannot show '{retrain}' at {sparsity}: .* none, biases and"):
+    with pytest.raises(ValueError, match=f"cannot show '{retrain}' at {sparsity}; .* none, biases;"):
         explorer.show(sparsity, retrain)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-TARGETS = ["demo", "test", "lab", "notebooks", "bench", "format", "lint", "clean"]
+TARGETS = ["demo", "test", "lab", "app", "notebooks", "bench", "format", "lint", "clean"]
 ALLOWED_ROOMS = {
     "sources": set(),
     "pruning": {"sources"},

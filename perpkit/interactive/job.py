@@ -1,6 +1,7 @@
-"""One background job at a time, cancellable, the latest request wins."""
+"""One background job at a time, cancellable, the latest request wins; and how long its rest takes."""
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -41,8 +42,9 @@ class Job:
 
     `work(request)` asks `request.cancelled()` often and may raise Cancelled; what others can see it changes
     only through `request.show(update)`. Any other exception goes to `on_error`, unless nobody waits for this
-    request any more. `lock` is held by every update; hold it too to change what they change. Without
-    `background` the work is done in the thread that submits it, before `submit` returns.
+    request any more. `lock` is held by every update; hold it too to change what they change, and give it to
+    every job that changes the same. Without `background` the work is done in the thread that submits it,
+    before `submit` returns.
 
     >>> done = []
     >>> job = Job(on_error=print)
@@ -51,9 +53,15 @@ class Job:
     (True, [1])
     """
 
-    def __init__(self, on_error: Callable[[Exception], None], *, background: bool = True):
+    def __init__(
+        self,
+        on_error: Callable[[Exception], None],
+        *,
+        background: bool = True,
+        lock: "threading.RLock | None" = None,
+    ):
         # Reentrant: an update may submit the next request.
-        self.lock = threading.RLock()
+        self.lock = threading.RLock() if lock is None else lock
         self._on_error = on_error
         self._background = background
         self._running = Request(self.lock)
@@ -110,3 +118,25 @@ class Job:
             pass
         except Exception as error:
             request.show(partial(self._on_error, error))
+
+
+class Pace:
+    """How long the rest of some work takes, judged by what is done of it since the clock was started.
+
+    >>> pace = Pace(clock=iter([100.0, 104.0]).__next__)
+    >>> pace.left(2, 10)
+    16.0
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._started = clock()
+
+    def passed(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started
+
+    def left(self, done: float, total: float) -> float | None:
+        """Seconds that the rest takes; None while nothing is done, and in the first second: too early."""
+        passed = self.passed()
+        return passed / done * (total - done) if done > 0 and passed >= 1 else None

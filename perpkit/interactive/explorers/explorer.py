@@ -31,6 +31,27 @@ def guarded(callback):
     return call
 
 
+def bar(done: float, total: float, seconds: float | None = None) -> str:
+    """A progress bar in HTML, with the time that is left where it is known.
+
+    >>> bar(3, 10, 100)
+    '<progress value="3" max="10"></progress> about 1.7 min left'
+    """
+    drawn = f'<progress value="{done:g}" max="{total:g}"></progress>'
+    return drawn if seconds is None else f"{drawn} about {spoken(seconds)} left"
+
+
+def spoken(seconds: float) -> str:
+    """A time in the unit that people would use.
+
+    >>> spoken(0.2), spoken(59), spoken(5400)
+    ('1 s', '59 s', '1.5 h')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 class Explorer(widgets.VBox):
     """A row of controls, a message, a picture and its export, above one cancellable background job.
 
@@ -43,6 +64,7 @@ class Explorer(widgets.VBox):
 
     # Of exported files.
     name = "explorer"
+    children: Sequence[widgets.Widget]
 
     def __init__(
         self,
@@ -108,9 +130,9 @@ class Explorer(widgets.VBox):
         """
         self.wait()
         with self._job.lock:
-            if self._figure is None:
+            if (figure := self._current()) is None:
                 raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
-            return self._figure
+            return figure
 
     # --- for subclasses ----------------------------------------------------------------------------
 
@@ -149,7 +171,14 @@ class Explorer(widgets.VBox):
 
         return cancelled
 
-    def _show(self, figure: DataFigure, png: bytes) -> None:
+    def _current(self) -> DataFigure | None:
+        """The figure of what is shown, for exports; None before there is one.
+
+        An explorer that draws its picture another way draws the figure here, when somebody asks for it.
+        """
+        return self._figure
+
+    def _show(self, figure: DataFigure | None, png: bytes) -> None:
         self._figure = figure
         self.picture.value = png
         # Hidden until there is one: without a file a browser shows a torn picture.
@@ -167,16 +196,19 @@ class Explorer(widgets.VBox):
         """An exception in one line, the kind, a colon, and what it says."""
         return f"{type(error).__name__}: {error}"
 
+    def _in_red(self, error: Exception) -> str:
+        """The same line in HTML."""
+        kind, _, what = self._words(error).partition(": ")
+        words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
+        return f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>'
+
     # --- callbacks ---------------------------------------------------------------------------------
 
     def _failed(self, error: Exception) -> None:
         with self._job.lock:
             self.error = error
-            kind, _, what = self._words(error).partition(": ")
-            words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
-            self._say(f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>', again=True)
-            trace = html.escape("".join(traceback.format_exception(error)))
-            self.details.value = f"<details><summary>traceback</summary><pre>{trace}</pre></details>"
+            self._say(self._in_red(error), again=True)
+            self.details.value = trace_of(error)
 
     @guarded
     def _on_cancel(self, _) -> None:
@@ -194,9 +226,8 @@ class Explorer(widgets.VBox):
     def _on_export(self, ending: str, _) -> None:
         try:
             with self._job.lock:
-                if self._figure is None:
+                if (figure := self._current()) is None:
                     return
-                figure = self._figure
             [file] = save_figure(figure, self._folder / self.name, [ending])
             # The kernel may run elsewhere: the link has the file in itself.
             data = base64.b64encode(file.read_bytes()).decode()
@@ -204,3 +235,9 @@ class Explorer(widgets.VBox):
             self.exported.value = f"written to {html.escape(str(file))} · {link}"
         except Exception as error:
             self._failed(error)
+
+
+def trace_of(error: Exception) -> str:
+    """Where an exception comes from, in HTML, folded away."""
+    trace = html.escape("".join(traceback.format_exception(error)))
+    return f"<details><summary>traceback</summary><pre>{trace}</pre></details>"

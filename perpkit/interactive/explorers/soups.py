@@ -207,11 +207,13 @@ class SoupExplorer(Explorer):
                     raise Cancelled
                 return -score(model)
 
-            told = {"points": points, "prepare": self._subject.prepare}
+            told: dict[str, Any] = {"points": points, "prepare": self._subject.prepare}
             if view == TRIANGLE:
-                table = plane(*models, loss, **told)
+                a, b, c = models
+                table = plane(a, b, c, loss, **told)
             else:
-                table = segment(*(models[i] for i in EDGES[view]), loss, **told)
+                a, b = (models[place] for place in EDGES[view])
+                table = segment(a, b, loss, **told)
             self._tables[(*chosen, view)] = table
         if view == TRIANGLE:
             figure = plot_plane(table)
@@ -246,7 +248,11 @@ def _subject(name: str, steps: int) -> Subject:
             lambda model: recalibrate_batchnorm(model, inputs, batch=64),
             points=5,
         )
-    dense, tokenizer = load_model(name)
+    language, tokenizer = load_model(name)
     text = load_text("storyworld", tokenizer, windows={"train": 256, "test": 32})
     settings = {"subset": "full", "steps": steps, "lr": 3e-3}
-    return Subject(dense, text.train, text.test, lambda model: token_accuracy(model, text.test), settings)
+
+    def right(model: Any) -> float:
+        return token_accuracy(model, text.test)
+
+    return Subject(language, text.train, text.test, right, settings)

@@ -1,36 +1,41 @@
-"""The sparsity explorer: perplexity over sparsity, exploding and coming back."""
+"""The sparsity explorer: perplexity and accuracy over sparsity, exploding and coming back."""
 
-import dataclasses
+import contextlib
 import functools
 import html
-import math
+import threading
 from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
-from matplotlib.patheffects import withStroke
 
 from ...experiments.experiment import Experiment
 from ...experiments.grid import Grid
 from ...experiments.store import Store
 from ...experiments.sweep import NothingComputed, sweep
-from ..job import Request
-from ..plots.curves import plot_curves
-from ..plots.figure import GREY, DataFigure
-from .explorer import SPINNER, Explorer, guarded
-
-SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
+from ..job import Job, Pace, Request
+from ..plots.figure import DataFigure
+from ..published import published
+from .choices import Choice, Choices
+from .controls import Controls
+from .explorer import SPINNER, Explorer, bar, guarded, trace_of
+from .filling import Filling
+from .points import draw, in_view, is_in_view, percent, result, rows_table
+from .rows import Rows
 
 
 class SparsityExplorer(Explorer):
     """Drag the sparsity, choose what is retrained, watch the perplexity explode and come back.
 
     The curves start with the grid's finished rows; a point that is missing is computed in the background
-    when the slider comes to rest on it (with the grid's first seed), and kept in the store. Cancel takes
-    effect within one training step. What went wrong is shown in words; `error` holds the last exception.
+    when the slider comes to rest on it (with the grid's first seed), and kept in the store. "Compute all"
+    computes all that the grid lacks, and the curves fill in meanwhile. Cancel takes effect within one
+    training step. What went wrong is shown in words; `error` holds the last exception. A grid with several
+    criteria and patterns has a control for each; with `tasks`, the accuracy stands beside the perplexity. For
+    the models of the papers their published numbers can be drawn too.
 
-    Raises ValueError when the grid mixes models, texts, criteria, lengths or ways to do one retraining, and
-    when the store cannot be used.
+    Raises ValueError when the grid mixes models, texts, lengths or ways to do one retraining, and when the
+    store cannot be used.
 
     >>> import tempfile
     >>> explorer = SparsityExplorer(Grid(sparsity=[0.5]), store=Path(tempfile.mkdtemp()) / "results.sqlite")
@@ -50,48 +55,64 @@ class SparsityExplorer(Explorer):
         background: bool = True,
     ):
         experiments = list(grid)
-        self._templates = _by_retraining(experiments)
+        self._choices = Choices(experiments)
+        self._measures = ["perplexity"] if experiments[0].tasks is None else ["perplexity", "accuracy"]
         self._store = store if isinstance(store, Store) else Store(store)
         found = self._store.get(experiment.key() for experiment in experiments)
-        self._rows = {key: row for key, row in found.items() if not row.get("error")}
-        sparsities = sorted({experiment.sparsity for experiment in experiments})
-        self.sparsity = widgets.SelectionSlider(
-            options=[(_percent(value), value) for value in sorted({*SPARSITIES, *sparsities})],
-            value=sparsities[len(sparsities) // 2],
-            description="sparsity",
-            continuous_update=False,
-            layout=widgets.Layout(width="320px"),
+        self._rows = Rows(found)
+        self._busy = False
+        # One thread draws at a time; what is drawn, and its words.
+        self._drawing = threading.Lock()
+        self._drawn: tuple | None = None
+        self._result = ""
+        self._controls = Controls(self._choices, self._on_point)
+        self.sparsity, self.retrain = self._controls.sparsity, self._controls.retrain
+        self.criterion, self.pattern = self._controls.criterion, self._controls.pattern
+        self.compare = self._controls.compare
+        super().__init__(self._controls.all, export_folder=export_folder, background=background)
+        self.filling = Filling(
+            experiments,
+            self._store,
+            Job(self._filling_failed, background=background, lock=self._job.lock),
+            self._rows,
+            on_row=self._fill_in,
+            on_click=self._on_fill,
+            first=lambda each: is_in_view(each.asdict(), self._controls.choice()),
         )
-        self.retrain = widgets.Dropdown(
-            options=list(self._templates),
-            value="none",
-            description="retrain",
-            layout=widgets.Layout(width="215px"),
-        )
-        self.sparsity.add_class("perpkit-sparsity")
-        self.retrain.add_class("perpkit-retrain")
-        super().__init__([self.sparsity, self.retrain], export_folder=export_folder, background=background)
-        self.sparsity.observe(self._on_point, names="value")
-        self.retrain.observe(self._on_point, names="value")
-        if self._rows:
-            figure = _marked(self._table(), self.sparsity.value, "none")
-            self._show(figure, figure.png())
+        self.filling.observe(self._on_filling, names="running")
+        self.table = widgets.HTML()
+        self.rows = widgets.Accordion([self.table], titles=["no rows yet"], selected_index=None)
+        self.rows.add_class("perpkit-rows")
+        head, message, details, *rest = self.children
+        self.children = [head, message, details, self.filling, *rest, self.rows]
+        self._fill_in(Request(self._job.lock))
         self._on_point()
 
-    def show(self, sparsity: float, retrain: str) -> None:
+    def show(
+        self, sparsity: float, retrain: str, *, criterion: str | None = None, pattern: str | None = None
+    ) -> None:
         """Put the controls on a point, as a hand would, and ask for it, again if need be.
 
-        Raises ValueError for a sparsity or a retraining that the controls do not offer.
+        `criterion` and `pattern` ("unstructured", "2:4", …) stay as they are unless told; a pattern such as
+        "2:4" says the sparsity itself.
+
+        Raises ValueError for what the controls do not offer.
         """
-        sparsities = [value for _, value in self.sparsity.options]
-        if sparsity not in sparsities or retrain not in self.retrain.options:
-            raise ValueError(
-                f"cannot show {retrain!r} at {sparsity}: the explorer offers the retrainings "
-                f"{', '.join(self.retrain.options)} and the sparsities {sparsities}"
-            )
-        self.retrain.value = retrain
-        self.sparsity.value = sparsity
+        # Nobody sees a choice that is made by half.
+        with self._job.lock:
+            self._controls.put(sparsity, retrain, criterion, pattern)
         self._on_point()
+
+    def compute_all(self) -> None:
+        """Compute all rows that the grid lacks, as the button does."""
+        self._on_fill()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
+        pace = Pace()
+        if not self._job.wait(timeout):
+            return False
+        return self.filling.wait(None if timeout is None else max(0.0, timeout - pace.passed()))
 
     def figure(self) -> DataFigure:
         """The curves with the chosen point marked, once everything asked for is computed.
@@ -99,116 +120,150 @@ class SparsityExplorer(Explorer):
         Raises ValueError when there is no finished row.
         """
         self.wait()
-        return _marked(self._table(), self.sparsity.value, self.retrain.value)
+        with self._job.lock:
+            table, choice = self._rows.table(), self._controls.choice()
+        if in_view(table, choice).empty:
+            raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
+        return self._draw(table, choice, self.compare.value)
+
+    # --- the controls ------------------------------------------------------------------------------
 
     @guarded
     def _on_point(self, _=None) -> None:
-        sparsity, retrain = self.sparsity.value, self.retrain.value
-        work = functools.partial(self._compute, sparsity=sparsity, retrain=retrain)
-        self._ask(f"{_percent(sparsity)}: working", work)
+        choice = self._controls.choice()
+        self.sparsity.disabled = choice.nm is not None
+        self.compare.layout.display = "none" if self._published(choice).empty else None
+        self._ask(f"{self._head(choice)}: working", functools.partial(self._compute, choice=choice))
+
+    @guarded
+    def _on_fill(self, _=None) -> None:
+        self.filling.start()
+
+    @guarded
+    def _on_filling(self, _) -> None:
+        with self._job.lock:
+            self.cancel.disabled = not (self._busy or self.filling.running)
+
+    @guarded
+    def _on_cancel(self, _) -> None:
+        with self._job.lock:
+            self.filling.stop()
+            # A click that comes too late must not hide a result.
+            if self._busy:
+                self._job.cancel()
+                self._say("cancelled; finished rows are kept", again=True)
+
+    def _filling_failed(self, error: Exception) -> None:
+        with self._job.lock:
+            self.error = error
+            self.filling.tell(after=f"; {self._in_red(error)}")
+            self.details.value = trace_of(error)
+
+    def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
+        super()._say(text, busy=busy or self.filling.running, again=again)
+        self._busy = busy
 
     def _words(self, error: Exception) -> str:
         # Of a failed row the row's own error: the widget tries again by itself.
         return error.first if isinstance(error, NothingComputed) else super()._words(error)
 
-    def _compute(self, request: Request, sparsity: float, retrain: str) -> None:
+    def _head(self, choice: Choice) -> str:
+        criterion = f"{html.escape(choice.criterion)}, " if len(self._choices.criteria) > 1 else ""
+        return criterion + (percent(choice.sparsity) if choice.nm is None else html.escape(choice.nm))
+
+    # --- in the background -------------------------------------------------------------------------
+
+    def _compute(self, request: Request, choice: Choice) -> None:
         """Compute what is missing of a point and show it; the pruned model before the retraining begins."""
-        names = dict.fromkeys(["none", retrain])
-        chosen = [dataclasses.replace(self._templates[name], sparsity=sparsity) for name in names]
-        keys = [experiment.key() for experiment in chosen]
-        missing = set(keys) - set(self._store.get(keys))
-        text = f"{_percent(sparsity)}: "
-        for key, experiment in zip(keys, chosen, strict=True):
-            watch = self._watch(request, functools.partial(_news, text, experiment))
+        wanted = (self._choices.pruned(choice), self._choices.experiment(choice))
+        missing = {key: each for each in wanted if (key := each.key()) not in self._rows}
+        if missing and len(missing) < len({*wanted}):
+            self._redraw(request, busy=True)
+        elif missing and self._drawn is not None and self._drawn[0].curves != choice.curves:
+            # The other curves are there at once, whatever becomes of the point.
+            self._fill_in(request)
+        for key, experiment in missing.items():
+            before = f"{self._head(choice)}: {result(self._rows.table(), choice)}"
+            watch = self._watch(request, functools.partial(_news, before, experiment, Pace()))
             results = sweep(
                 [experiment], store=self._store, retry_failed=True, progress=False, cancelled=watch
             )
-            with self._job.lock:
-                self._rows[key] = results.to_dict("records")[0]
-            missing.discard(key)
-            table = self._table()
-            text += _result(table, experiment)
-            last = key == keys[-1]
-            if (last or missing) and not request.cancelled():
-                self._publish(request, text, busy=not last, figure=_marked(table, sparsity, retrain))
+            self._rows.keep(key, results.to_dict("records")[0])
+            if key != [*missing][-1]:
+                self._redraw(request, busy=True)
+        self._redraw(request, busy=False)
 
-    def _table(self) -> pd.DataFrame:
+    def _fill_in(self, request: Request) -> None:
+        """Show the rows that are there where the controls now stand."""
+        # Without a finite number there is nothing to draw; whoever asks for such a point is told.
+        with contextlib.suppress(ValueError):
+            self._redraw(request)
+
+    def _redraw(self, request: Request, *, busy: bool | None = None) -> None:
+        """Draw what the controls and the rows say, and say the result; `busy` None leaves the message."""
+        with self._drawing:
+            while not (request.cancelled() or self._drew(request, busy)):
+                pass
+
+    def _drew(self, request: Request, busy: bool | None) -> bool:
+        """The same, unless controls or rows have changed meanwhile: False."""
         with self._job.lock:
-            table = pd.DataFrame(list(self._rows.values()))
-        if table.empty:
-            raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
-        # All the choices, finished or not, so that each keeps its colour.
-        table["retrain"] = pd.Categorical(table["retrain"], categories=list(self._templates))
-        return table.sort_values(["retrain", "sparsity", "seed"], ignore_index=True)
+            state, table = self._state(), self._rows.table()
+            rows = [row for row in self._rows.rows() if is_in_view(row, state[0])]
+        new = None
+        if rows and state != self._drawn:
+            # Drawn without the lock: a slider must not wait for it.
+            figure = self._draw(table, *state[:2])
+            new = figure, figure.png(), rows_table(rows, self._rows.newest)
+        done = False
+
+        def update() -> None:
+            nonlocal done
+            if self._state() != state:
+                return
+            done = True
+            if new is not None:
+                self._drawn = state
+                self._show(*new[:2])
+                self.table.value = new[2]
+                self.filling.refresh()
+                self.rows.titles = [f"rows behind the curves ({len(rows)})"]
+            self._tell(table, state[0], busy)
+
+        request.show(update)
+        return done
+
+    def _tell(self, table: pd.DataFrame, choice: Choice, busy: bool | None) -> None:
+        text = f"{self._head(choice)}: {result(table, choice)}"
+        if busy is not None:
+            self._say(text, busy=busy)
+        elif self._busy or self.message.value != self._result:
+            return
+        elif text != self._result:
+            # Another seed at the same point.
+            self._say(text)
+        self._result = text
+
+    def _draw(self, table: pd.DataFrame, choice: Choice, compare: bool) -> DataFigure:
+        numbers = self._published(choice) if compare else None
+        return draw(table, choice, self._choices.retrainings, self._measures, numbers)
+
+    def _published(self, choice: Choice) -> pd.DataFrame:
+        return published(self._choices.pruned(choice), self._choices.retrainings)
+
+    def _state(self) -> tuple[Choice, bool, int]:
+        """What the picture depends on; rows are only ever added."""
+        choice = self._controls.choice()
+        return choice, self.compare.value, len(in_view(self._rows.table(), choice))
 
 
-def _by_retraining(experiments: list[Experiment]) -> dict[str, Experiment]:
-    """One experiment of each retraining, first "none"; the explorer replaces its sparsity.
-
-    Raises ValueError when they differ in an input that the explorer has no control for.
-    """
-    found = {"none": dataclasses.replace(experiments[0], retrain="none")}
-    for experiment in experiments:
-        first = found.setdefault(experiment.retrain, experiment).asdict()
-        for name, value in experiment.asdict().items():
-            if value != first[name] and name not in ("sparsity", "seed"):
-                raise ValueError(
-                    f"the explorer shows one value of {name!r} at a time, the grid has {first[name]!r} and "
-                    f"{value!r}; make an explorer for each"
-                )
-    return found
-
-
-def _marked(table: pd.DataFrame, sparsity: float, retrain: str) -> DataFigure:
-    """The curves with a line at a sparsity, and the points there of "none" and a retraining in figures."""
-    figure = plot_curves(table)
-    axes = figure.axes[0]
-    # The whole slider, so that the curves stay where they are when points are added.
-    axes.set_xlim(-0.02, max(SPARSITIES[-1], table["sparsity"].max()) + 0.04)
-    axes.axvline(sparsity, color=GREY, linewidth=1, zorder=0)
-    values = {name: _point(table, sparsity, name)["perplexity"].mean() for name in ("none", retrain)}
-    for value in values.values():
-        if math.isfinite(value):
-            axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
-            # The curves rise: above to the left and below to the right a figure hides nothing.
-            below = value < max(values.values())
-            left = sparsity > 0.8 if below else sparsity > 0.1
-            offset = (-9 if left else 9, -15 if below else 7)
-            place: dict = {"textcoords": "offset points", "ha": "right" if left else "left", "weight": "bold"}
-            label = axes.annotate(f"{value:.2f}", (sparsity, value), offset, **place)
-            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    return figure
-
-
-def _point(table: pd.DataFrame, sparsity: float, retrain: str) -> pd.DataFrame:
-    return table[(table["sparsity"] == sparsity) & (table["retrain"] == retrain)]
-
-
-def _result(table: pd.DataFrame, experiment: Experiment) -> str:
-    """What came out at one point, in words: of all its finished seeds."""
-    rows = _point(table, experiment.sparsity, experiment.retrain)
-    value = f"{rows['perplexity'].mean():.2f}"
-    seeds = f", mean of {len(rows)} seeds" if len(rows) > 1 else ""
-    if experiment.retrain == "none":
-        return f"perplexity {rows['dense_perplexity'].iloc[0]:.2f} dense → {value} pruned"
-    return (
-        f" → <b>{value}</b> after retraining {html.escape(experiment.retrain)} "
-        f"({100 * rows['trainable_share'].iloc[0]:.3g} % of the parameters, "
-        f"{rows['seconds'].mean():.1f} s{seeds})"
-    )
-
-
-def _news(before: str, experiment: Experiment, step: int) -> str:
+def _news(before: str, experiment: Experiment, pace: Pace, step: int) -> str:
     """What is being done, in words, when the sweep has asked for the step-th time whether to stop."""
     if experiment.retrain == "none":
         return f"{before}pruning {SPINNER}"
     if step > experiment.steps:
         return f"{before} → measuring {SPINNER}"
-    done = f'<progress value="{step}" max="{experiment.steps}"></progress>'
+    done = bar(step, experiment.steps, pace.left(step, experiment.steps))
     return (
         f"{before} → retraining {html.escape(experiment.retrain)}, step {step} of {experiment.steps} {done}"
     )
-
-
-def _percent(sparsity: float) -> str:
-    return f"{100 * sparsity:.4g} %"

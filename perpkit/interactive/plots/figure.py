@@ -24,7 +24,7 @@ DASHES: list = [
 GREY = "#666666"
 ENDINGS = (".pdf", ".svg", ".png", ".csv")
 # Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
-_DRAWING = threading.RLock()
+DRAWING = threading.RLock()
 # No date inside, so that the same figure is the same file.
 _WRITTEN: dict[str, dict] = {
     ".pdf": {"metadata": {"CreationDate": None}},
@@ -39,7 +39,7 @@ class DataFigure(Figure):
     table: pd.DataFrame
 
     def savefig(self, *args, **kwargs) -> None:
-        with _DRAWING:
+        with DRAWING:
             super().savefig(*args, **kwargs)
 
     def png(self, dpi: float = 160) -> bytes:
@@ -77,7 +77,7 @@ def save_figure(figure: DataFigure, path: str | Path, endings: Sequence[str] = E
     fixed: dict = {"svg.hashsalt": "perpkit", "pdf.fonttype": 42}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _DRAWING, matplotlib.rc_context(fixed):
+        with DRAWING, matplotlib.rc_context(fixed):
             for ending, file in zip(endings, files, strict=True):
                 if ending == ".csv":
                     figure.table.to_csv(file, index=False)

@@ -1,0 +1,79 @@
+"""The sparsity explorer's controls: they say a choice, and can be put on one."""
+
+import dataclasses
+from collections.abc import Callable
+
+import ipywidgets as widgets
+
+from .choices import Choice, Choices
+from .points import percent
+
+SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
+
+
+class Controls:
+    """A slider, three dropdowns, each shown when there is a choice to make, and a box for published numbers.
+
+    `on_change` is called with whatever has changed.
+
+    >>> from ...experiments.grid import Grid
+    >>> controls = Controls(Choices(Grid(sparsity=[0.3, 0.5], retrain="biases")), on_change=print)
+    >>> controls.choice()
+    Choice(sparsity=0.5, retrain='none', criterion='magnitude', pattern='unstructured')
+    """
+
+    def __init__(self, choices: Choices, on_change: Callable[..., None]):
+        self._choices, self._on_change = choices, on_change
+        sparsities = choices.sparsities or [0.5]
+        self.sparsity = widgets.SelectionSlider(
+            options=[(percent(value), value) for value in sorted({*SPARSITIES, *sparsities})],
+            value=sparsities[len(sparsities) // 2],
+            description="sparsity",
+            continuous_update=False,
+            layout=widgets.Layout(width="320px"),
+        )
+        self.criterion = _dropdown("criterion", choices.criteria)
+        self.pattern = _dropdown("pattern", choices.patterns)
+        self.retrain = _dropdown("retrain", choices.retrainings, alone=True)
+        self.compare = widgets.Checkbox(
+            False, description="compare with the paper", indent=False, layout=widgets.Layout(width="190px")
+        )
+        for name in ("sparsity", "criterion", "pattern", "retrain", "compare"):
+            getattr(self, name).add_class(f"perpkit-{name}")
+        self.all = [self.sparsity, self.criterion, self.pattern, self.retrain, self.compare]
+        self._watch(True)
+
+    def choice(self) -> Choice:
+        """What they say; a pattern such as 2:4 says the sparsity."""
+        choice = Choice(self.sparsity.value, self.retrain.value, self.criterion.value, self.pattern.value)
+        return dataclasses.replace(choice, sparsity=self._choices.pruned(choice).sparsity)
+
+    def put(self, sparsity: float, retrain: str, criterion: str | None, pattern: str | None) -> None:
+        """Put them on a choice, without calling `on_change`; None leaves one as it is.
+
+        Raises ValueError for what they do not offer.
+        """
+        wanted = {self.retrain: retrain, self.criterion: criterion, self.pattern: pattern}
+        given = {control: value for control, value in wanted.items() if value is not None}
+        sparsities = [value for _, value in self.sparsity.options]
+        if sparsity not in sparsities or any(value not in each.options for each, value in given.items()):
+            words = ", ".join(map(repr, given.values()))
+            offers = [f"{each.description} {', '.join(each.options)}" for each in wanted]
+            offers.append(f"sparsity {', '.join(map(str, sparsities))}")
+            raise ValueError(f"cannot show {words} at {sparsity}; the explorer offers: {'; '.join(offers)}")
+        self._watch(False)
+        try:
+            for control, value in {**given, self.sparsity: sparsity}.items():
+                control.value = value
+        finally:
+            self._watch(True)
+
+    def _watch(self, watched: bool) -> None:
+        for control in self.all:
+            (control.observe if watched else control.unobserve)(self._on_change, names="value")
+
+
+def _dropdown(name: str, options: list[str], *, alone: bool = False) -> widgets.Dropdown:
+    """A choice, hidden when there is none to make."""
+    layout = widgets.Layout(width="215px", display=None if alone or len(options) > 1 else "none")
+    return widgets.Dropdown(options=options, value=options[0], description=name, layout=layout)

@@ -1,0 +1,137 @@
+"""The papers' own numbers that the rows of an experiment can be compared with."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import pandas as pd
+
+from ..evaluation.tasks import PAPERS, task_names
+from ..experiments.experiment import Experiment
+from ..pruning.method import DEFAULT_GROUPS
+from ..sources.embedded import data_folder
+
+COLUMNS = ["sparsity", "perplexity", "accuracy", "label"]
+# The papers' methods by the retrainings that train the same parameters. Those of PERP v1 are nested.
+PERP_V1 = {
+    "none": "none",
+    "biases": "biases",
+    "perp_v1:biases": "biases",
+    "biases+norms": "ln_parameters",
+    "perp_v1:norms": "ln_parameters",
+    "biases+norms+head": "linear_probing",
+    "perp_v1:linear_probing": "linear_probing",
+    "full": "full_ft",
+    "perp_v1:full": "full_ft",
+}
+TALK = {
+    "none": "none",
+    "biases": "biases",
+    "norms": "ln_parameters",
+    "mask_lora": "masklora",
+    "full": "full_ft",
+}
+# Biases, normalisations and low-rank adapters of some layers: no retraining of ours trains exactly these.
+PERP = "PERP"
+
+
+def published(experiment: Experiment, retrainings: Iterable[str] = ("none",)) -> pd.DataFrame:
+    """The published numbers beside an experiment's: `sparsity`, `perplexity`, `accuracy` and `label`.
+
+    They are those of the experiment's model (an OPT of the Hub), criterion and pattern. The label is the one
+    of the `retrainings` that trains the same parameters, "none" without retraining (the dense model stands
+    there at sparsity 0), or "PERP", the papers' own choice. Perplexities are given when the text is
+    "wikitext2", mean accuracies (in [0, 1]) when the tasks are the papers' seven; they are NaN where none
+    was published. The table is empty where nothing can be compared, as with a reconstruction.
+
+    PERP v1 (arXiv 2312.15230), Tables 2 and 5, and the talk of May 2025: `data/paper`.
+
+    >>> table = published(Experiment("facebook/opt-2.7b", "wikitext2"), ["none", "biases"])
+    >>> table[table.sparsity == 0.5].perplexity.tolist()
+    [265.19, 16.86, 16.38]
+    >>> len(published(Experiment("tiny-opt")))
+    0
+    """
+    model = experiment.model.lower()
+    names = list(dict.fromkeys(retrainings))
+    parts = []
+    group = DEFAULT_GROUPS.get(experiment.criterion, "row")
+    plain = experiment.unit is None and experiment.allocation in (None, "uniform")
+    if model.startswith("facebook/opt-") and plain and experiment.group in (None, group):
+        model = model.removeprefix("facebook/")
+        if experiment.text == "wikitext2":
+            parts += _perplexities(model, experiment, names)
+        if experiment.tasks and set(task_names(experiment.tasks)) == set(PAPERS):
+            parts += _accuracies(model, experiment, names)
+    found = pd.DataFrame([row for part in parts for row in part], columns=COLUMNS)
+    numbers = {"sparsity": float, "perplexity": float, "accuracy": float}
+    # One row a point; a number that two tables give is taken from the first.
+    return found.astype(numbers).groupby(["label", "sparsity"], sort=False, as_index=False).first()[COLUMNS]
+
+
+def _perplexities(model: str, experiment: Experiment, names: list[str]) -> list[list[dict]]:
+    value = "wikitext2_perplexity"
+    parts = []
+    if (experiment.criterion, experiment.pattern) == ("magnitude", None):
+        curves = _table("perp_v1_table5_subset_perplexity")
+        parts = [_curve(curves, model, PERP_V1, names, value, "perplexity", {"perp": PERP})]
+    criteria = _table("perp_v1_table2_criteria_perplexity")
+    pattern = experiment.pattern or "unstructured-50"
+    points = criteria[(criteria["model"] == model) & (criteria["pattern"].isin([pattern, "dense"]))]
+    labels = {"dense": "none", experiment.criterion: "none", f"{experiment.criterion}+perp": PERP}
+    kept = points[points["method"].isin(labels)]
+    # The dense model alone is no comparison.
+    if set(kept["method"]) - {"dense"}:
+        parts.append(
+            [
+                {
+                    "sparsity": 0.0 if row.method == "dense" else 0.5,
+                    "perplexity": getattr(row, value),
+                    "label": labels[str(row.method)],
+                }
+                for row in kept.itertuples()
+            ]
+        )
+    return parts
+
+
+def _accuracies(model: str, experiment: Experiment, names: list[str]) -> list[list[dict]]:
+    if experiment.pattern is not None:
+        return []
+    value = "mean_zero_shot_accuracy_pct"
+    points = _table("talk_reconstruction_zero_shot")
+    points = points[(points["model"] == model) & (points["criterion"] == experiment.criterion)]
+    bare = points.loc[points["masklora_reconstruction"] == "no", value]
+    if bare.empty:
+        return []
+    curves = _table("talk_zero_shot_opt2.7b").assign(**{value: lambda table: table[value] / 100})
+    # The dense model belongs to every criterion.
+    retrained = names if experiment.criterion == "magnitude" else []
+    return [
+        _curve(curves, model, TALK, retrained, value, "accuracy", {}),
+        [{"sparsity": 0.5, "accuracy": each / 100, "label": "none"} for each in bare],
+    ]
+
+
+def _curve(
+    table: pd.DataFrame,
+    model: str,
+    methods: dict[str, str],
+    names: list[str],
+    value: str,
+    column: str,
+    others: dict[str, str],
+) -> list[dict]:
+    """The rows of a model over sparsity, under the names of our retrainings and of the others."""
+    theirs = [("none", "dense"), *((name, methods[name]) for name in names if name in methods)]
+    theirs += [(label, method) for method, label in others.items()]
+    rows = table[table["model"] == model]
+    return [
+        {"sparsity": row["sparsity_pct"] / 100, column: row[value], "label": label}
+        for label, method in theirs
+        for row in rows[rows["method"] == method].to_dict("records")
+    ]
+
+
+@lru_cache
+def _table(name: str) -> pd.DataFrame:
+    return pd.read_csv(data_folder("paper", f"{name}.csv"))
