@@ -104,11 +104,16 @@ def linear():
 
 def test_corrupted_accuracy_has_a_row_for_every_kind_and_severity(images):
     model = linear()
-    found = corrupted_accuracy(model, images, seed=2)
+    found = corrupted_accuracy(model, images, seed=2, progress=False)
     assert list(zip(found.kind, found.severity, strict=True)) == [(k, s) for k in KINDS for s in SEVERITIES]
     for row in found.itertuples():
         assert row.accuracy == accuracy(model, images.corrupted(row.kind, row.severity, seed=2))
     assert found.accuracy.nunique() > 3
+
+
+def test_corrupted_accuracy_shows_that_it_moves(images, capsys):
+    corrupted_accuracy(linear(), images)
+    assert "corrupted accuracy: " in capsys.readouterr().err
 
 
 def test_cancelled_it_keeps_its_finished_rows(images):

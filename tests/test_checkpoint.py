@@ -207,6 +207,23 @@ def test_other_settings_are_refused_by_name(pruned, windows, tmp_path, options, 
     assert path.read_bytes() == content
 
 
+def test_a_teacher_of_other_statistics_is_another(tmp_path):
+    """Its predictions, and so the loss, follow from its batch statistics too."""
+    model, teacher = CifarResNet(20), CifarResNet(20)
+    data = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    options = {
+        "subset": "biases",
+        "steps": 1,
+        "lr": 1e-3,
+        "progress": False,
+        "checkpoint": tmp_path / "run.pt",
+    }
+    retrain(model, data, masks=Masks({}), distill=teacher, **options)
+    teacher.bn1.running_var.mul_(2)
+    with pytest.raises(ValueError, match="with another distillation;"):
+        retrain(model, data, masks=Masks({}), distill=teacher, **options)
+
+
 def test_other_data_masks_and_models_are_refused(pruned, make_model, windows, tmp_path):
     model, masks = pruned
     path = tmp_path / "run.pt"

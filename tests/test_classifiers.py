@@ -36,6 +36,7 @@ def network(depth=20, classes=10):
 FORMS = {
     "plain": lambda state: state,
     "nested": lambda state: {"state_dict": state, "best_prec1": 91.7, "note": "a note"},
+    "beside an optimiser": lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}}},
     "parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
     "before batches were counted": lambda state: {k: v for k, v in state.items() if "tracked" not in k},
 }
@@ -101,6 +102,11 @@ def test_weights_come_as_the_dtype_asked_for(tmp_path, dtype):
         (lambda s: {}, "lacks conv1.weight"),
         (lambda s: {"state_dict": s, "module": 1} and [s], "holds no weights by name; save model.state_dict"),
         (lambda s: {"epoch": 3}, "holds no weights by name"),
+        (lambda s: {"net": s, "epoch": 3}, r"its keys are 'net', 'epoch'\).* under 'state_dict' or 'model'"),
+        (
+            lambda s: {**s, "layer2.0.bn1.running_var": torch.full((32,), torch.nan)},
+            r"are damaged: layer2\.0\.bn1\.running_var has 32 values that are NaN",
+        ),
         (lambda s: {0: torch.zeros(3)}, "holds no weights by name"),
         (lambda s: torch.zeros(3), "holds no weights by name"),
     ],
@@ -131,9 +137,9 @@ def test_damaged_files(tmp_path, suffix, kept):
         load_classifier(file, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["none.pt", "./none.pt", "/nowhere/none.safetensors"])
+@pytest.mark.parametrize("name", ["none.pt", "./none.pt", "here/none.pt", "/nowhere/none.safetensors"])
 def test_a_file_that_is_not_there(name):
-    with pytest.raises(ValueError, match=r"there is no (file|folder) "):
+    with pytest.raises(ValueError, match="there is no file "):
         load_classifier(name, device="cpu")
 
 
@@ -184,8 +190,16 @@ def test_a_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     with pytest.raises(
         ValueError, match="the model 'microsoft/resnet-50' is not in the local cache and the hub"
-    ):
+    ) as refused:
         load_classifier("microsoft/resnet-50", device="cpu")
+    assert "embedded classifier 'shapes-resnet' and images 'shapes'" in str(refused.value)
+    assert "'tiny-opt'" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["tiny-opt", "tiny-opt-outliers"])
+def test_a_language_model_is_no_classifier(name):
+    with pytest.raises(ValueError, match=rf"language model; load_model\('{name}'\) loads it"):
+        load_classifier(name, device="cpu")
 
 
 # --- torchvision --------------------------------------------------------------------------------------------

@@ -240,7 +240,9 @@ def test_pictures_are_brought_to_one_size(tmp_path):
     # more than the middle 20 × 20 that are cut out and halved, for scaling looks a little over the cut
     wide.paste((90, 90, 90), (7, 0, 33, 20))
     wide.save(path / "b" / "015.png")
-    with pytest.raises(ValueError, match=r"several sizes: .*\.png has 8×8 and .*015\.png 20×40; give size="):
+    with pytest.raises(
+        ValueError, match=r"\(width×height\): .*\.png has 8×8 and .*015\.png 40×20; give size="
+    ):
         load_images(path)
     images = load_images(path, size=10)
     found = chain(*(greys(getattr(images, split)) for split in SPLITS))

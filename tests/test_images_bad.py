@@ -96,7 +96,8 @@ def test_folders_without_pictures(tmp_path, folders, words):
 def test_splits_of_different_sizes(tmp_path):
     write_folder(tmp_path / "train", {"a": range(20)})
     write_folder(tmp_path / "test", {"a": [1]}, size=(9, 8))
-    with pytest.raises(ValueError, match=r"several sizes, 8×8 \(validation\) and 8×9 \(test\); give size="):
+    words = r"several sizes \(width×height\), 8×8 \(validation\) and 9×8 \(test\); give size="
+    with pytest.raises(ValueError, match=words):
         load_images(tmp_path)
 
 
@@ -217,6 +218,12 @@ def test_a_hub_that_does_not_give_it(monkeypatch, reachable):
     monkeypatch.setattr(module, "hub_reachable", lambda: reachable)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     words = "cannot load the data set 'cifar10': no such" if reachable else "the data set 'cifar10' is not in"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         load_images("cifar10")
+    assert "'tiny-opt'" not in str(refused.value)
+    assert (
+        reachable
+        or "use the embedded classifier 'shapes-resnet' and images 'shapes', name a local"
+        in str(refused.value)
+    )
     assert before == datasets.config.HF_HUB_OFFLINE

@@ -257,3 +257,19 @@ def test_somebodys_tiny_opt_on_the_hub_is_no_near_miss(monkeypatch):
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     with pytest.raises(ValueError, match="the model 'somebody/tiny-opt' is not in the local cache"):
         load_model("somebody/tiny-opt")
+
+
+def test_a_classifier_is_no_language_model():
+    with pytest.raises(
+        ValueError, match=r"is a classifier of images; load_classifier\('shapes-resnet'\) loads"
+    ):
+        load_model("shapes-resnet", device="cpu")
+
+
+def test_weights_that_are_no_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[3]
+    weights[name].view(-1)[1] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"are damaged: (model\.)?{name} has 1 values that are NaN"):
+        load_model(folder, device="cpu")

@@ -186,6 +186,9 @@ def test_a_function_of_ones_own():
     ("schedule", "words"),
     [
         ("cosin", "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ("CLR", "unknown schedule 'CLR'; did you mean 'clr'"),
+        ("FT", "did you mean 'ft'"),
+        ("LLR", "did you mean 'llr'"),
         ("lrw", "the schedule 'lrw' needs settings"),
         (lambda step, steps: math.nan, "factor at step 0 is nan; it must be finite"),
         (lambda step, steps: 1 - step, "factor at step 2 is -1"),

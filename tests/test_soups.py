@@ -197,7 +197,7 @@ def test_the_average_is_normalised_by_a_random_part_of_many_inputs(make_vision, 
     inputs, labels = pictures
     first, second = inputs + 5, inputs - 5
     ordered = torch.cat([first, second]), torch.cat([labels, labels])
-    monkeypatch.setattr("perpkit.retraining.soups.cycles.REESTIMATED", 8)
+    monkeypatch.setattr("perpkit.retraining.soups.statistics.REESTIMATED", 8)
     dense = make_vision("sequential")
     soup = cook(dense, ordered, steps=2, cycles=1).model
     stem = next(module for module in soup.modules() if isinstance(module, torch.nn.Conv2d))

@@ -26,6 +26,8 @@ def dense(make_model):
         ({"sparsity": 1.5}, r"sparsity is 1\.5"),
         ({"seed": 0.5}, r"seed is 0\.5"),
         ({"vary": "momentum"}, "cannot vary 'momentum'; candidates can differ in seed, lr"),
+        ({"vary": "learning_rate"}, "cannot vary 'learning_rate'; did you mean 'lr'"),
+        ({"vary": {"seeds": [1, 2, 3]}}, "did you mean 'seed'"),
         ({"vary": 3}, "vary is 3"),
         ({"vary": {"batch": [1, 2, 3]}}, "cannot vary 'batch'"),
         ({"vary": {"lr": [1e-3, 1e-2]}}, "vary has 2 values of 'lr' for m=3"),

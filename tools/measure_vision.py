@@ -27,7 +27,7 @@ import perpkit as pk
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SEEDS = (0, 1, 2)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 RANK = 2
 # What is trained; PERP has linear probing's parameters and adapters beside.
 METHODS = {

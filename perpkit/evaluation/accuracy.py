@@ -79,7 +79,7 @@ def corrupted_accuracy(
     *,
     batch: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
     cancelled: Callable[[], bool] | None = None,
 ) -> pd.DataFrame:
     """Top-1 accuracy on the test split corrupted in each way: columns kind, severity and accuracy, 20 rows.
@@ -88,7 +88,8 @@ def corrupted_accuracy(
 
     >>> import perpkit.sources.images as sources
     >>> images = sources.load_images("shapes", counts={"train": 10, "validation": 10, "test": 10})
-    >>> found = corrupted_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), images)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    >>> found = corrupted_accuracy(model, images, progress=False)
     >>> len(found), bool(0 <= found.accuracy.mean() <= 1)
     (20, True)
     """

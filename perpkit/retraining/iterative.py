@@ -17,6 +17,7 @@ from .loop.loss import Distillation
 from .loop.retrain import prepare, retrain
 from .loop.settings import Settings, check_whole
 from .loop.tasks import Data
+from .schedules import allr_start, check_share, started
 from .subsets import trainable_share
 
 STEPS: int = inspect.signature(retrain).parameters["steps"].default
@@ -88,6 +89,7 @@ def imp(
     gradual: str | None = None,
     reverse: bool = False,
     stages: int = 5,
+    share: float | None = None,
     seed: int = 0,
     progress: bool = True,
     on_cycle: Callable[[Cycle], None] | None = None,
@@ -106,6 +108,9 @@ def imp(
     `gradual="freeze"` freezes one more part of the layers in each of the `stages` of a cycle, from the first
     on until none trains; `"unfreeze"` begins with one part and ends with all; from the input on, or with
     `reverse` from the output back (`gradual_plan`; PERP v1, section 3.4, with an epoch a stage).
+
+    `schedule="allr"` starts every cycle by what it has pruned of what was left (`allr_start`); `share` is
+    T_rt/T, the length of one cycle's retraining against that of the pre-training.
 
     Returns the masks and the history of all steps, with the columns cycle, sparsity, step, loss, lr and
     trainable_share, the fraction of all parameters that the step trained; its mean is PERP's aggregated
@@ -127,7 +132,8 @@ def imp(
     (Masks(18 matrices, sparsity 0.9000), [0.536, 0.785, 0.9])
     """
     targets, pruning = geometric_sparsities(sparsity, cycles), checked_pruning(pruning)
-    _checked(model, data, {"seed": seed, **retraining})
+    adaptive = check_share(retraining.get("schedule"), share)
+    _checked(model, data, {"seed": seed, **(started(retraining, 1.0) if adaptive else retraining)})
     subset, steps = retraining["subset"], retraining.get("steps", STEPS)
     plan = gradual_plan(model, gradual, reverse=reverse, stages=stages, subset=subset) if gradual else None
     if (checkpoint := retraining.pop("checkpoint", None)) is not None:
@@ -149,6 +155,7 @@ def imp(
             break
         try:
             earlier = masks if cycle > 1 else None
+            before = {name: p.detach().clone() for name, p in model.named_parameters()} if adaptive else {}
             masks = prune(
                 model,
                 criterion,
@@ -166,6 +173,10 @@ def imp(
                 "cancelled": asked,
                 **retraining,
             }
+            if adaptive:
+                assert share is not None
+                start = allr_start(model, masks, before, share=share, earlier=earlier)
+                options = started(options, start)
             if gradual is not None:
                 freezer = Freezer(model, subset, steps, stages, gradual, reverse)
                 options["stop"] = freezer.stop(retraining.get("stop"))

@@ -9,14 +9,18 @@ retraining, both in epochs or both in steps; η₁ is the largest rate, and `sha
 - SLR squeezes the whole original schedule into T_rt, with a warm-up: `slr`.
 - CLR falls from η₁ like a cosine, with a warm-up: `clr`.
 - LLR falls linearly from η₁ to zero, with a warm-up: `llr`.
-- ALLR is LLR from a lower start, the lower the less was pruned away: `allr` with `allr_start`.
+- ALLR is LLR from a lower start, the lower the less was pruned away: `allr` with `allr_start`; `imp` and
+  `sms` compute the start of every cycle themselves.
 - BIMP trains the dense model with LLR in as many steps as the budget leaves, prunes it, and retrains with
   ALLR: `retrain` with `llr`, `prune`, and `retrain` with `allr`.
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
@@ -119,14 +123,20 @@ def allr(step: int, steps: int, warmup: float = 0.1, *, start: float) -> float:
 
 @torch.no_grad()
 def allr_start(
-    model: nn.Module, masks: Masks, dense: nn.Module | Mapping[str, torch.Tensor] | float, *, share: float
+    model: nn.Module,
+    masks: Masks,
+    dense: nn.Module | Mapping[str, torch.Tensor] | float,
+    *,
+    share: float,
+    earlier: Masks | None = None,
 ) -> float:
     """Where ALLR starts: clip(‖θ−θ_pruned‖₂ / (‖θ‖₂ √s), min(share, 1), 1), a factor of η₁.
 
     θ are the masked matrices before pruning, θ_pruned those of the pruned `model`, s the masks' sparsity, and
     `share` is T_rt/T. `dense` is the model before pruning, its parameters by name, or only the norm ‖θ‖₂ of
     its masked matrices: enough when the kept weights are unchanged, for then
-    ‖θ−θ_pruned‖² = ‖θ‖² − ‖θ_pruned‖².
+    ‖θ−θ_pruned‖² = ‖θ‖² − ‖θ_pruned‖². In a later cycle of iterative pruning `dense` is the model before that
+    cycle's pruning and `earlier` its masks; s is then the share of what they had left that was pruned.
 
     Raises ValueError for masks that prune nothing, another model, a norm below the pruned one's, or a share
     that is not positive.
@@ -139,8 +149,9 @@ def allr_start(
     """
     if not share > 0:
         raise ValueError(f"share is {share}; it is T_rt/T and must be positive")
-    sparsity = masks.sparsity()
-    if sparsity == 0:
+    gone = 0.0 if earlier is None else earlier.sparsity()
+    sparsity = (masks.sparsity() - gone) / (1 - gone) if gone < 1 else 0.0
+    if sparsity <= 0:
         raise ValueError("the masks prune nothing, so ALLR has no pruning to adapt to; use the schedule llr")
     masks.check(model)
     pruned = {name: p for name, p in model.named_parameters() if name in masks}
@@ -160,6 +171,35 @@ def allr_start(
         moved = sum(_square(before[name].to(p.device).double() - p.double()) for name, p in pruned.items())
     distance = math.sqrt(max(moved, 0.0) / (whole * sparsity))
     return min(max(distance, min(share, 1.0)), 1.0)
+
+
+def check_share(schedule: object, share: float | None) -> bool:
+    """Whether cycles of pruning and retraining are to start ALLR themselves, each by what it has pruned.
+
+    Raises ValueError for the schedule `"allr"` without a share, and for a share that nothing reads.
+
+    >>> check_share("allr", 0.1), check_share("llr", None)
+    (True, False)
+    """
+    adaptive = isinstance(schedule, str) and schedule == "allr"
+    if adaptive and (isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < math.inf):
+        raise ValueError(
+            f"share is {share!r}; the schedule 'allr' needs T_rt/T, the length of one cycle's retraining "
+            "against that of the pre-training, such as share=0.1"
+        )
+    if share is not None and not adaptive:
+        raise ValueError(f"share is {share!r}, which only the schedule 'allr' reads; leave it out")
+    return adaptive
+
+
+def started(retraining: Mapping[str, Any], start: float) -> dict[str, Any]:
+    """The keywords of `retrain` with ALLR from that start as their schedule.
+
+    >>> factors(started({"warmup": 0.5}, start=0.4)["schedule"], 4, 0.1)
+    [0.2, 0.4, 0.4, 0.2]
+    """
+    warmup = {"warmup": retraining["warmup"]} if "warmup" in retraining else {}
+    return {**retraining, "schedule": functools.partial(allr, start=start, **warmup)}
 
 
 def _square(values: torch.Tensor) -> float:
@@ -222,7 +262,7 @@ def factors(schedule: str | Schedule, steps: int, warmup: float) -> list[float]:
         found = [SCHEDULES[schedule](step, steps, rising) for step in range(steps)]
     else:
         names = (*SCHEDULES, *_WITH_SETTINGS)
-        near = difflib.get_close_matches(str(schedule), names, n=1)
+        near = difflib.get_close_matches(str(schedule).lower(), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown schedule {schedule!r}{hint} The schedules are {', '.join(names)}")
     for step, factor in enumerate(found):

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .embedded import EMBEDDED_CLASSIFIERS, data_folder
-from .models import check_complete, check_device, check_dtype, locate, reading
+from .embedded import EMBEDDED_CLASSIFIERS, EMBEDDED_MODELS, data_folder
+from .hub import EMBEDDED_VISION
+from .models import check_complete, check_device, check_dtype, check_numbers, locate, reading
 from .resnet import DEPTHS, CifarResNet
 
 PICKLES = (".pt", ".pth", ".th")
 SUFFIXES = (*PICKLES, ".safetensors")
+# Where training scripts keep the weights beside their epoch and optimiser.
+NESTED = ("state_dict", "model")
 TORCHVISION = ("alexnet",)
 EXAMPLE = "microsoft/resnet-50"
 
@@ -26,11 +29,11 @@ def load_classifier(
     """Load a classifier of images for evaluation.
 
     `name` is `"shapes-resnet"` (embedded), a file `.safetensors`, `.pt`, `.pth` or `.th` with the weights of
-    a ResNet for CIFAR-10 (20, 32, 44 or 56 layers, told by its keys; also nested under `state_dict` and
-    prefixed `module.`, as the public ones are), a local folder in the transformers format with safetensors
-    weights, a Hub id (ResNet-50, ConvNeXt, …), or `"alexnet"` where torchvision is installed. The weights
-    come as `dtype`, on `device` or else on the GPU if there is one. Code from a repository or a file is never
-    run.
+    a ResNet for CIFAR-10 (20, 32, 44 or 56 layers, told by its keys; also nested under `state_dict` or
+    `model` and prefixed `module.`, as the public ones are), a local folder in the transformers format with
+    safetensors weights, a Hub id (ResNet-50, ConvNeXt, …), or `"alexnet"` where torchvision is installed. The
+    weights come as `dtype`, on `device` or else on the GPU if there is one. Code from a repository or a file
+    is never run.
 
     Raises ValueError for an unknown name, a file with more than tensors in it or the weights of another
     architecture, weights that are damaged or incomplete, and a hub that cannot be reached.
@@ -41,14 +44,17 @@ def load_classifier(
     """
     dtype, device, name = check_dtype(dtype), check_device(device), str(name)
     path = Path(name).expanduser()
+    if name in EMBEDDED_MODELS:
+        raise ValueError(f"{name!r} is a language model; load_model({name!r}) loads it")
     if name in EMBEDDED_CLASSIFIERS:
         model: nn.Module = _cifar_resnet(data_folder("models", name, "model.safetensors"))
-    elif path.suffix in SUFFIXES and (path.is_file() or "/" not in name):
+    elif path.suffix in SUFFIXES and not path.is_dir():
         model = _cifar_resnet(path)
     elif name in TORCHVISION:
         model = _torchvision(name)
     else:
         model = _transformers(name)
+    check_numbers(name, model)
     return model.eval().to(device=device, dtype=dtype)
 
 
@@ -92,11 +98,15 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     found: Any = _unpickled(path) if path.suffix in PICKLES else _safetensors(path)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found)
     named = isinstance(found, Mapping) and all(isinstance(key, str) for key in found)
     if not named or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{str(path)!r} holds no weights by name; save model.state_dict() there")
+        keys = f" (its keys are {_first([repr(key) for key in found])})" if isinstance(found, Mapping) else ""
+        raise ValueError(
+            f"{str(path)!r} holds no weights by name{keys}; save model.state_dict() there, by itself or "
+            f"under {' or '.join(map(repr, NESTED))}"
+        )
     if all(key.startswith("module.") for key in found):
         return {key.removeprefix("module."): value for key, value in found.items()}
     return dict(found)
@@ -130,12 +140,12 @@ def _unpickled(path: Path) -> object:
 
 
 def _transformers(name: str) -> nn.Module:
-    source, local_only = locate(
-        name, (*EMBEDDED_CLASSIFIERS, *TORCHVISION), EXAMPLE, "AutoModelForImageClassification"
-    )
+    names = (*EMBEDDED_CLASSIFIERS, *TORCHVISION)
+    loader = "AutoModelForImageClassification"
+    source, local_only = locate(name, names, EXAMPLE, loader, EMBEDDED_VISION)
     from transformers import AutoModelForImageClassification
 
-    with reading(name, source, local_only):
+    with reading(name, source, local_only, EMBEDDED_VISION):
         loaded: Any = AutoModelForImageClassification.from_pretrained(
             source,
             use_safetensors=True,

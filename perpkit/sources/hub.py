@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REACH_SECONDS = 3.0
+EMBEDDED = "model 'tiny-opt' and text 'storyworld'"
+EMBEDDED_VISION = "classifier 'shapes-resnet' and images 'shapes'"
 
 
 def hub_reachable() -> bool:
@@ -37,11 +39,13 @@ def hub_reachable() -> bool:
 
 
 @contextmanager
-def reading_dataset(what: str, reachable: bool, *, source: str = "", ways: str = "") -> Iterator[None]:
+def reading_dataset(
+    what: str, reachable: bool, *, source: str = "", ways: str = "", embedded: str = EMBEDDED
+) -> Iterator[None]:
     """Inside, the Hub's data sets come from the local cache alone when the Hub cannot be reached.
 
     Raises ValueError for one that cannot be loaded; `source` says where from, where it could
-    be elsewhere, and `ways` are further ways out when it is in neither place.
+    be elsewhere, and `ways` are further ways out when it is in neither place, beside what is `embedded`.
     """
     import datasets
 
@@ -51,19 +55,19 @@ def reading_dataset(what: str, reachable: bool, *, source: str = "", ways: str =
         yield
     except (OSError, ValueError) as error:
         if not reachable:
-            raise ValueError(f"{unreachable(what)}{ways}") from error
+            raise ValueError(f"{unreachable(what, embedded)}{ways}") from error
         raise ValueError(f"cannot load {what}{source}: {error}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 
 
-def unreachable(what: str) -> ValueError:
-    """The error for something that is neither here nor to be had from the hub."""
+def unreachable(what: str, embedded: str = EMBEDDED) -> ValueError:
+    """The error for something neither here nor to be had from the hub; `embedded` is here in its place."""
     from huggingface_hub import constants
 
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
     return ValueError(
         f"{what} is not in the local cache and the hub cannot be reached ({why}). Ways out: use the embedded "
-        "model 'tiny-opt' and text 'storyworld', name a local folder or file, download on a machine with a "
+        f"{embedded}, name a local folder or file, download on a machine with a "
         "network (`hf download …`) and copy the folder, or check the network, proxy and HF_ENDPOINT"
     )

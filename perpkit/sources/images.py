@@ -10,7 +10,7 @@ import torch
 
 from . import shapes
 from .corruptions import corrupt
-from .hub import hub_reachable, reading_dataset
+from .hub import EMBEDDED_VISION, hub_reachable, reading_dataset
 from .pictures import ON_CORRUPT, Files, cut, decode, find_pictures
 
 SPLITS = shapes.SPLITS
@@ -41,7 +41,7 @@ class Images:
     def protocol(self) -> str:
         """What an accuracy on the test split was measured on, in words."""
         count, _, height, width = self.test[0].shape
-        return f"{self.name}, test split, {count} pictures of {height}×{width}"
+        return f"{self.name}, test split, {count} pictures of {width}×{height}"
 
     def corrupted(self, kind: str, severity: int, seed: int = 0) -> Split:
         """The test split, its pictures corrupted; see `corruptions.corrupt`.
@@ -149,8 +149,10 @@ def _normalised(pictures: Split, mean: tuple[float, ...], std: tuple[float, ...]
 def _check_sizes(name: str, found: dict[str, Split]) -> None:
     sizes = {tuple(images.shape[2:]): split for split, (images, _) in found.items()}
     if len(sizes) > 1:
-        said = " and ".join(f"{height}×{width} ({split})" for (height, width), split in sizes.items())
-        raise ValueError(f"the splits of {name!r} have pictures of several sizes, {said}; give size=")
+        said = " and ".join(f"{width}×{height} ({split})" for (height, width), split in sizes.items())
+        raise ValueError(
+            f"the splits of {name!r} have pictures of several sizes (width×height), {said}; give size="
+        )
 
 
 def _files(source: str | Path, seed: int) -> tuple[str, dict[str, Files], tuple[str, ...]]:
@@ -177,7 +179,7 @@ def _from_hub(name: str) -> tuple[dict[str, Files], tuple[str, ...]]:
     import datasets
 
     files = {}
-    with reading_dataset(f"the data set {name!r}", hub_reachable()):
+    with reading_dataset(f"the data set {name!r}", hub_reachable(), embedded=EMBEDDED_VISION):
         for split in ("train", "test"):
             rows = datasets.load_dataset(**HUB_IMAGES[name], split=split)
             classes = tuple(rows.features["label"].names)

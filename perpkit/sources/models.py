@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .embedded import EMBEDDED_MODELS, data_folder
-from .hub import hub_reachable, unreachable
+from .embedded import EMBEDDED_CLASSIFIERS, EMBEDDED_MODELS, data_folder
+from .hub import EMBEDDED, hub_reachable, unreachable
 from .outliers import plant_outliers
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -36,6 +36,8 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     spread = device == "auto"
     device = None if spread else check_device(device)
     name = str(name)
+    if name in EMBEDDED_CLASSIFIERS:
+        raise ValueError(f"{name!r} is a classifier of images; load_classifier({name!r}) loads it")
     source, local_only = locate(name, EMBEDDED_MODELS)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,6 +54,7 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
         )
         model, found = loaded
     check_complete(name, found)
+    check_numbers(name, model)
     # transformers would invent one.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"{name!r} has no tokenizer; save it there with tokenizer.save_pretrained(folder)")
@@ -67,7 +70,7 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
 
 
 @contextmanager
-def reading(name: str, source: str, local_only: bool) -> Iterator[None]:
+def reading(name: str, source: str, local_only: bool, embedded: str = EMBEDDED) -> Iterator[None]:
     """Inside, files are read by transformers, and what goes wrong with them is said in a ValueError.
 
     >>> with reading("mine", ".", local_only=True):
@@ -86,7 +89,7 @@ def reading(name: str, source: str, local_only: bool) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if local_only and not Path(source).is_dir():
-            raise unreachable(f"the model {name!r}") from error
+            raise unreachable(f"the model {name!r}", embedded) from error
         raise ValueError(f"cannot load {name!r}: {error}") from error
     except (RuntimeError, ValueError) as error:
         # Weights that do not fit config.json, an architecture that transformers does not know, …
@@ -106,6 +109,20 @@ def check_complete(name: str, found: dict[str, Any]) -> None:
     """
     if found["missing_keys"]:
         raise ValueError(f"the weights of {name!r} are incomplete: no {min(found['missing_keys'])}")
+
+
+def check_numbers(name: str, model: torch.nn.Module) -> None:
+    """Raise ValueError naming a tensor of the weights in which a value is NaN.
+
+    >>> check_numbers("mine", torch.nn.Linear(2, 1))
+    """
+    for tensor, value in model.state_dict().items():
+        # A sum is NaN if a value is, and needs no memory; it may also be of infinities alone.
+        if value.is_floating_point() and not value.is_meta and value.sum().isnan() and value.isnan().any():
+            raise ValueError(
+                f"the weights of {name!r} are damaged: {tensor} has {int(value.isnan().sum())} values that "
+                "are NaN; get them again where they came from"
+            )
 
 
 def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -150,12 +167,16 @@ def check_device(device: str | None) -> str:
 
 
 def locate(
-    name: str, names: Sequence[str], example: str = "facebook/opt-125m", loader: str = "AutoModelForCausalLM"
+    name: str,
+    names: Sequence[str],
+    example: str = "facebook/opt-125m",
+    loader: str = "AutoModelForCausalLM",
+    embedded: str = EMBEDDED,
 ) -> tuple[str, bool]:
     """Where to load a model of transformers from, and whether only local files may be asked for.
 
-    `names` are those of no folder and no Hub id; `example` is a Hub id and `loader` a class of transformers,
-    for the errors.
+    `names` are those of no folder and no Hub id; `example` is a Hub id, `loader` a class of transformers
+    and `embedded` what is always there, for the errors.
 
     Raises ValueError for a name that leads nowhere, and a folder without safetensors weights.
 
@@ -185,7 +206,7 @@ def locate(
     reachable = hub_reachable()
     # The client's own way of finding nothing in the cache takes seconds when the hub is silent.
     if not reachable and try_to_load_from_cache(name, "config.json") is None:
-        raise unreachable(f"the model {name!r}")
+        raise unreachable(f"the model {name!r}", embedded)
     return name, not reachable
 
 

@@ -241,7 +241,7 @@ def decode(
             first = name
         if picture.shape != decoded.shape[1:]:
             raise ValueError(
-                f"the pictures have several sizes: {first} has {_size(decoded[0])} and {name} "
+                f"the pictures have several sizes (width×height): {first} has {_size(decoded[0])} and {name} "
                 f"{_size(picture)}; give size= to bring them to one"
             )
         decoded[len(kept)] = picture
@@ -269,4 +269,5 @@ def _decoded(content: Path | bytes, size: int | None) -> np.ndarray:
 
 
 def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[0]}×{picture.shape[1]}"
+    height, width, _ = picture.shape
+    return f"{width}×{height}"

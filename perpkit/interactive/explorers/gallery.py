@@ -1,5 +1,6 @@
 """All explorers on one page."""
 
+import base64
 import functools
 import html
 from collections.abc import Callable
@@ -28,6 +29,10 @@ WORDS = {
     "Soups": "Move a point between three retrained models: is their average better than each of them?",
     "Generation": "Let the dense, the pruned and the retrained model continue the same words.",
 }
+
+
+# Magnitude pruning and a perplexity take less than one.
+SECONDS_FOR_THE_PICTURE = 20
 
 
 class Gallery(widgets.Tab):
@@ -66,6 +71,14 @@ class Gallery(widgets.Tab):
 
     def __repr__(self) -> str:
         return f"Gallery: {', '.join(self._makers)}; moves in a running notebook"
+
+    def _repr_mimebundle_(self, **options):
+        # A page without a kernel shows the first explorer as it was opened.
+        bundle = super()._repr_mimebundle_(**options)
+        first = self.explorer(self.titles[0])
+        if first.wait(SECONDS_FOR_THE_PICTURE) and first.error is None:
+            bundle["image/png"] = base64.b64encode(first.figure().png(dpi=100)).decode()
+        return bundle
 
     def explorer(self, name: str) -> Explorer:
         """An explorer by the name of its tab, made if it has not been opened yet.

@@ -1,5 +1,6 @@
 """The candidates of a soup: retrainings of one pruned model that differ in one thing."""
 
+import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def variation(vary: Vary, m: int, base: Mapping[str, Any]) -> Variation:
 
 def _known(name: Any) -> str:
     if name not in VARIED:
-        raise ValueError(f"cannot vary {name!r}; candidates can differ in {', '.join(VARIED)}")
+        words = {"learning_rate": "lr", "rate": "lr", **{each: each for each in VARIED}}
+        near = difflib.get_close_matches(str(name).lower(), words, n=1)
+        hint = f"did you mean {words[near[0]]!r}? Candidates" if near else "candidates"
+        raise ValueError(f"cannot vary {name!r}; {hint} can differ in {', '.join(VARIED)}")
     return name
 
 

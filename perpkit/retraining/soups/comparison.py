@@ -48,6 +48,20 @@ def check_held_out(model: nn.Module, validation: Data) -> None:
         raise ValueError(f"validation does not fit: {error}") from error
 
 
+def check_functions(**functions: object) -> None:
+    """Raise ValueError naming the first that is neither a function nor None.
+
+    >>> check_functions(evaluate=None, score=0.9)
+    Traceback (most recent call last):
+    ValueError: score is 0.9; give a function of the model that returns a number, or leave it out
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ValueError(
+                f"{name} is {function!r}; give a function of the model that returns a number, or leave it out"
+            )
+
+
 def check_baselines(baselines: Sequence[str], evaluated: bool, scored: bool) -> None:
     """Raise ValueError for unknown baselines, and for those that cannot be measured.
 
@@ -66,7 +80,13 @@ def check_baselines(baselines: Sequence[str], evaluated: bool, scored: bool) -> 
 
 @torch.no_grad()
 def _measured(evaluate: Score, model: nn.Module) -> float:
-    return float(evaluate(model))
+    found = evaluate(model)
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"evaluate or score returned a {type(found).__name__}; it must return one number for a model"
+        ) from error
 
 
 def compared(
@@ -78,7 +98,8 @@ def compared(
 ) -> Iterator[dict[str, Any]]:
     """The rows of the comparison, as they are finished; they end early when the run is cancelled.
 
-    `soup` has finished; `iterative` makes the cycles of IMP and of IMP with m times the steps.
+    `soup` has finished; `iterative` makes the cycles of IMP and of IMP with m times the steps. All models
+    are measured with batch statistics of one kind: those of the soup, re-estimated where its are.
     """
     spent = {"seconds": soup.seconds, "steps": soup.steps()}
     yield {"method": "sms", "score": _measured(evaluate, soup.model), **spent}
@@ -90,19 +111,23 @@ def compared(
             cycles = iterative(name)
             if not cycles.run():
                 return
-            reached = _measured(evaluate, cycles.model)
+            reached = _measured(evaluate, soup.like_the_average(cycles.model))
             yield {"method": name, "score": reached, "seconds": cycles.seconds, "steps": cycles.steps()}
             continue
         if name == "ensemble":
-            reached = _measured(evaluate, Ensemble(list(soup.last())))
+            reached = _measured(evaluate, Ensemble(list(_alone(soup))))
         else:
-            alone = alone or [_measured(evaluate, model) for model in soup.last()]
+            alone = alone or [_measured(evaluate, model) for model in _alone(soup)]
             reached = sum(alone) / len(alone) if name == "mean" else alone[_best(soup, score)]
         # All m candidates have to be retrained to choose from them, or to ask them together.
         yield {"method": name, "score": reached, **spent}
 
 
+def _alone(soup: Cycles) -> Iterator[nn.Module]:
+    return (soup.like_the_average(model) for model in soup.last())
+
+
 def _best(soup: Cycles, score: Score | None) -> int:
     assert score is not None
-    scores = [_measured(score, model) for model in soup.last()]
+    scores = [_measured(score, model) for model in _alone(soup)]
     return max(range(len(scores)), key=scores.__getitem__)

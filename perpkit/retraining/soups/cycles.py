@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from ...pruning.masks import Masks
 from ...pruning.prune import prune
-from ..batchnorm import batchnorms, recalibrate_batchnorm
 from ..loop.tasks import Data
-from ..subsets import dotted
+from ..schedules import allr_start, started
 from .average import States, average, greedy, put, tensors_of
-from .candidates import DEFAULTS, VARIED, Candidate
+from .candidates import VARIED, Candidate
 from .files import about, read, write
-from .work import Files, Work, here, on, stop_workers
+from .statistics import reestimate, statistics_moved
+from .work import Files, Work, here, on, stop_workers, untold
 
 COLUMNS = ["cycle", "candidate", "sparsity", *VARIED, "loss", "seconds", "chosen", "score"]
-# Inputs that say a soup's batch statistics: more change nothing that is seen, and an average is to be cheap.
-REESTIMATED = 2048
 Score = Callable[[nn.Module], float]
 
 
@@ -46,7 +43,10 @@ class SoupCycle:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the cycles of SMS and of its baselines share."""
+    """What the cycles of SMS and of its baselines share; `advance` is told how many steps are done.
+
+    `share` is T_rt/T where the schedule is ALLR, which every cycle starts by what it has pruned; else None.
+    """
 
     criterion: str
     targets: list[float]
@@ -56,7 +56,8 @@ class Plan:
     adapter: dict[str, Any] | None
     executor: Executor | None
     cancelled: Callable[[], bool]
-    advance: Callable[[], object]
+    advance: Callable[[int], object]
+    share: float | None = None
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Cycles:
 
     `greedy` is the held-out score of a greedy soup, None for a uniform one. One candidate a cycle is
     iterative pruning: nothing is averaged, and batch normalisations keep the statistics of the training.
+    `reestimated` says whether those of the last average were estimated anew.
     """
 
     plan: Plan
@@ -76,9 +78,11 @@ class Cycles:
     on_cycle: Callable[[SoupCycle], None] | None = None
     masks: Masks = field(default_factory=lambda: Masks({}))
     done: int = 0
+    reestimated: bool = False
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     histories: list[pd.DataFrame] = field(default_factory=list)
+    counted: dict[Candidate, int] = field(default_factory=dict)
 
     def run(self) -> bool:
         """Go through all cycles; False when cancelled before the end."""
@@ -100,15 +104,23 @@ class Cycles:
 
     def files(self, cycle: int) -> dict[Candidate, Path]:
         """The file of each candidate of a cycle."""
-        return {
-            each: self.folder / f"cycle-{cycle}-candidate-{each.number}.safetensors"
-            for each in self.candidates(cycle)
-        }
+        return {each: self._file(cycle, f"candidate-{each.number}") for each in self.candidates(cycle)}
 
     def last(self) -> Iterator[nn.Module]:
-        """The candidates of the last cycle, as their retraining left them, one after the other."""
-        for file in self.files(len(self.plan.targets)).values():
+        """The candidates of the last finished cycle, as their retraining left them, one after the other."""
+        for file in self.files(self.done).values() if self.done else ():
             yield _filled(self.model, read(file))
+
+    def parent(self) -> nn.Module | None:
+        """The pruned model that the candidates of the last finished cycle started from."""
+        return _filled(self.model, read(self._file(self.done, "pruned"))) if self.done else None
+
+    def like_the_average(self, model: nn.Module) -> nn.Module:
+        """A model with batch statistics as this soup's are: a copy with new ones, or the model itself."""
+        if self.reestimated:
+            model = copy.deepcopy(model)
+            self._reestimate(model)
+        return model
 
     def steps(self) -> int:
         """The retraining steps of all cycles and candidates."""
@@ -132,7 +144,7 @@ class Cycles:
 
     def _pruned(self, cycle: int, sparsity: float) -> tuple[nn.Module, Masks] | None:
         """The pruned model that the candidates start from, and its masks; None when cancelled."""
-        file, kept = (self.folder / f"cycle-{cycle}-{what}.safetensors" for what in ("pruned", "masks"))
+        file, kept = self._file(cycle, "pruned"), self._file(cycle, "masks")
         model = copy.deepcopy(self.model)
         if file.exists():
             # As it was, not pruned again: the candidates of one cycle share one parent to the bit.
@@ -173,7 +185,9 @@ class Cycles:
         missing = {candidate: file for candidate, file in files.items() if candidate not in told}
         if missing:
             plan = self.plan
-            work = Work(model, masks, plan.data, plan.common, plan.adapter)
+            settings = self._settings(model, masks)
+            advanced = self._advanced if plan.executor is None else untold
+            work = Work(model, masks, plan.data, settings, plan.adapter, advanced)
             finished = (
                 here(work, missing, plan.cancelled)
                 if plan.executor is None
@@ -193,6 +207,18 @@ class Cycles:
             )
         return len(told) == len(files)
 
+    def _settings(self, model: nn.Module, masks: Masks) -> dict[str, Any]:
+        """The common settings of this cycle's candidates; ALLR starts by what this cycle has pruned."""
+        plan = self.plan
+        if plan.share is None:
+            return plan.common
+        before, earlier = dict(self.model.named_parameters()), self.masks if self.done else None
+        return started(plan.common, allr_start(model, masks, before, share=plan.share, earlier=earlier))
+
+    def _advanced(self, candidate: Candidate) -> None:
+        self.counted[candidate] = self.counted.get(candidate, 0) + 1
+        self.plan.advance(1)
+
     def _tell(self, candidate: Candidate, file: Path, sparsity: float) -> None:
         told = about(file)
         history = pd.DataFrame(told["history"])
@@ -207,7 +233,8 @@ class Cycles:
         self.rows.append(row)
         self.histories.append(history.assign(cycle=candidate.cycle, candidate=candidate.number))
         self.seconds += told["seconds"]
-        self.plan.advance()
+        # Those of another process, or found in the folder, are told all at once.
+        self.plan.advance(candidate.steps - self.counted.pop(candidate, 0))
         if self.on_candidate is not None:
             self.on_candidate(dict(row))
 
@@ -216,7 +243,8 @@ class Cycles:
         started = time.perf_counter()
         chosen, scores = list(range(len(files))), None
         states = [read(file) for file in files.values()]
-        prepare = self._reestimate if _statistics_moved(model, states) else _left_alone
+        self.reestimated = len(files) > 1 and statistics_moved(model, states)
+        prepare = self._reestimate if self.reestimated else _left_alone
         if len(files) == 1:
             put(model, states[0])
         elif self.greedy is None:
@@ -236,31 +264,10 @@ class Cycles:
         return [index + 1 for index in chosen]
 
     def _reestimate(self, model: nn.Module) -> None:
-        data = self.plan.data
-        inputs = data if isinstance(data, torch.Tensor) else data[0]
-        if len(inputs) > REESTIMATED:
-            chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-            inputs = inputs[chosen[:REESTIMATED]]
-        if (augment := self.plan.common.get("augment")) is not None:
-            # Without, the average would be normalised to other inputs than its weights have learnt.
-            inputs = augment(inputs, torch.Generator().manual_seed(0))
-        # In batches as in training, which also stay in the processor's cache; equal parts of at most three
-        # inputs are never of a single one, which could not be normalised.
-        batch = max(3, self.plan.common.get("batch", DEFAULTS["batch"]))
-        recalibrate_batchnorm(model, inputs, batch=batch)
+        reestimate(model, self.plan.data, self.plan.common)
 
-
-def _statistics_moved(model: nn.Module, states: Sequence[States]) -> bool:
-    """Whether the retraining of a model has moved batch statistics.
-
-    Where it froze them, as for the head alone, the weights were trained to these and no others.
-    """
-    return any(
-        not torch.equal(state[dotted(prefix, name)], buffer.cpu())
-        for prefix, layer in batchnorms(model).items()
-        for name, buffer in layer.named_buffers()
-        for state in states
-    )
+    def _file(self, cycle: int, what: str) -> Path:
+        return self.folder / f"cycle-{cycle}-{what}.safetensors"
 
 
 def _left_alone(model: nn.Module) -> None:

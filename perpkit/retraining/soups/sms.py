@@ -15,8 +15,17 @@ from tqdm.auto import tqdm
 from ...pruning.masks import Masks
 from ..iterative import checked_pruning, geometric_sparsities, latched
 from ..loop.tasks import Data
+from ..schedules import check_share, started
 from .candidates import DEFAULTS, Vary
-from .comparison import COLUMNS, ITERATIVE, check_baselines, check_held_out, compared, held_out
+from .comparison import (
+    COLUMNS,
+    ITERATIVE,
+    check_baselines,
+    check_functions,
+    check_held_out,
+    compared,
+    held_out,
+)
 from .cycles import Cycles, Plan, Score, SoupCycle
 from .files import opened
 from .recipe import held_out_identity, pruning_identity, recipe
@@ -34,7 +43,10 @@ class Soup:
     with (seed, lr, weight_decay, steps), its last loss, its seconds, whether it was chosen for the average,
     and in a greedy soup its held-out score. `history` has their steps. `comparison` has the columns method,
     score, seconds and steps, its first row being the soup's. `cycles` are finished: fewer than asked for when
-    the run was cancelled, and the model is then the average of the last of them.
+    the run was cancelled, and the model is then the average of the last of them. `models` are the candidates
+    of the last finished cycle, as their retraining left them, and `parent` the pruned model that they started
+    from, for `distances`, `segment`, `plane`, `Ensemble` and `average`: m + 1 models more in memory, on the
+    device of the soup.
     """
 
     model: nn.Module
@@ -43,6 +55,11 @@ class Soup:
     history: pd.DataFrame
     comparison: pd.DataFrame
     cycles: int
+    models: list[nn.Module]
+    parent: nn.Module | None
+
+    def __repr__(self) -> str:
+        return f"Soup({self.cycles} cycles, {len(self.candidates)} candidates, {self.masks})"
 
 
 def sms(
@@ -62,6 +79,7 @@ def sms(
     adapter: str | None = None,
     rank: int = 16,
     alpha: float = 32.0,
+    share: float | None = None,
     calibration: torch.Tensor | None = None,
     pruning: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
@@ -81,7 +99,7 @@ def sms(
     retraining. The given model stays as it is. With m = 1 nothing is averaged and SMS is `imp`.
 
     - `data`, `criterion`, `calibration` and `pruning` are those of `imp`, the further keywords those of
-      `retrain`, `subset` and `lr` at least.
+      `retrain`, `subset` and `lr` at least; `schedule="allr"` with `share` as there.
     - `vary` is what candidates differ in: `"seed"`, the order of the batches; `"lr"` or `"weight_decay"`,
       from half to double; `"steps"`, from half to one and a half times; or a mapping from one of them to its
       m values. Explicit seeds are shifted in later cycles, so that none comes twice.
@@ -91,8 +109,10 @@ def sms(
       `subset="lora"`, which are merged before the weights are averaged.
     - `evaluate(model)`, by default the score, measures the result, and the `baselines` of the same budget:
       `"imp"` (m = 1), `"imp_m"` (m = 1 with the steps of all m together), the `"best"` candidate of the last
-      cycle by the held-out score, their `"mean"`, and their output `"ensemble"` (`Ensemble`). Seconds are
-      those of pruning, retraining and averaging, as if all candidates ran one after the other.
+      cycle by the held-out score, their `"mean"`, and their output `"ensemble"` (`Ensemble`). All are scored
+      alike: where the soup's batch statistics are re-estimated, so are, in copies, those of every other
+      model. Seconds are those of pruning, retraining and averaging, as if all candidates ran one after the
+      other.
     - `executor` is any `concurrent.futures.Executor`, on which the candidates of a cycle run side by side.
       Its workers must see the folder; they calculate with as many threads each as this process does, so
       workers that share a CPU are faster after `torch.set_num_threads(1)`.
@@ -117,12 +137,18 @@ def sms(
     """
     targets = geometric_sparsities(sparsity, cycles)
     _check_soup(soup, score, validation)
+    check_functions(evaluate=evaluate, score=score)
     asked, pruning = latched(cancelled), checked_pruning(pruning)
     if executor is not None and not isinstance(executor, Executor):
         raise ValueError(f"executor is {executor!r}; give a concurrent.futures.Executor, or None")
+    if check_share(retraining.get("schedule"), share):
+        retraining = started(retraining, 1.0)
     made = recipe(model, data, m, vary, seed, adapter, rank, alpha, retraining)
     same = {"criterion": criterion, "sparsity": repr(float(sparsity)), "cycles": str(cycles), "soup": soup}
     same |= made.identity() | pruning_identity(calibration, pruning)
+    if share is not None:
+        # The starts follow from the models; without this the rates would be those of LLR.
+        same["learning rates"] += f" allr {float(share)!r}"
     if soup == "greedy":
         same["held-out score"] = held_out_identity(score, validation)
     if validation is not None:
@@ -130,11 +156,14 @@ def sms(
         score = held_out(validation, retraining.get("batch", DEFAULTS["batch"]))
     evaluate = evaluate or score
     check_baselines(baselines, evaluated=evaluate is not None, scored=score is not None)
-    total = cycles * (m + len(set(baselines) & set(ITERATIVE)))
-    bar = tqdm(total=total, desc="soup", unit="candidate", disable=not progress, leave=False)
+    several = [settings["steps"] for settings in made.variation.settings()]
+    total = cycles * (sum(several) + sum(made.steps(name) for name in set(baselines) & set(ITERATIVE)))
+    bar = tqdm(total=total, desc="soup", unit="step", disable=not progress, leave=False)
     with bar, opened(folder, same) as path:
         options = {"calibration": calibration, "seed": seed, **pruning}
-        plan = Plan(criterion, targets, options, data, made.common, made.adapter, executor, asked, bar.update)
+        plan = Plan(
+            criterion, targets, options, data, made.common, made.adapter, executor, asked, bar.update, share
+        )
         cooking = Cycles(plan, path / "sms", copy.deepcopy(made.dense), made.variation.candidates)
         cooking.greedy = score if soup == "greedy" else None
         cooking.on_candidate, cooking.on_cycle = on_candidate, on_cycle
@@ -155,7 +184,7 @@ def sms(
 
 def _soup(cooking: Cycles, rows: list[dict[str, Any]]) -> Soup:
     tables = cooking.table(), cooking.history(), pd.DataFrame(rows, columns=COLUMNS)
-    return Soup(cooking.model, cooking.masks, *tables, cooking.done)
+    return Soup(cooking.model, cooking.masks, *tables, cooking.done, list(cooking.last()), cooking.parent())
 
 
 def _check_soup(soup: str, score: Score | None, validation: Data | None) -> None:

@@ -29,11 +29,16 @@ SECONDS_TO_STOP = 3.0
 Files = Mapping[Candidate, Path]
 
 
+def untold(candidate: Candidate) -> None:
+    """Steps that nobody counts, as on an executor."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What all candidates of a cycle share: the pruned model, its masks, the data and the other settings.
 
-    `adapter` has the keywords of `attach`, None for a retraining of the weights themselves.
+    `adapter` has the keywords of `attach`, None for a retraining of the weights themselves;
+    `advanced(candidate)` is called after every step.
     """
 
     model: nn.Module
@@ -41,6 +46,7 @@ class Work:
     data: Data
     common: dict[str, Any]
     adapter: dict[str, Any] | None
+    advanced: Callable[[Candidate], None] = untold
 
     def retrained(self, candidate: Candidate, file: Path, cancelled: Callable[[], bool]) -> bool:
         """Retrain a copy and write its weights and history to the file; False when cancelled before."""
@@ -55,6 +61,7 @@ class Work:
                 self.data,
                 masks=self.masks,
                 progress=False,
+                on_step=lambda step, loss: self.advanced(candidate),
                 cancelled=cancelled,
                 **settings,
                 **self.common,
