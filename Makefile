@@ -7,6 +7,10 @@ SUITABLE := import sys, importlib.util as u; \
 	(3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("is Python %d.%d" % sys.version_info[:2]); \
 	u.find_spec("ensurepip") or sys.exit("lacks ensurepip; on Debian and Ubuntu: apt-get install python3-venv")
 
+# Bytes that a browser may send at once: beyond the usual 10 MB an upload would end the connection without a
+# word, and the explorers' own limit of 20 MB could not be said.
+MESSAGES := {'websocket_max_message_size': 268435456}
+
 .PHONY: help demo test lab app notebooks bench format lint clean
 
 help: ## list the targets
@@ -20,10 +24,10 @@ test: lint ## lint, then all tests, the slow ones and those in a browser include
 	$(BIN)/python -m pytest
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="$(MESSAGES)"
 
 app: .venv/.installed ## open the explorers alone, without code, in a browser
-	$(BIN)/voila notebooks/explorer.ipynb
+	$(BIN)/voila notebooks/explorer.ipynb --Voila.tornado_settings="$(MESSAGES)"
 
 notebooks: .venv/.installed ## execute all notebooks and store their outputs
 	$(BIN)/python tools/execute_notebooks.py
