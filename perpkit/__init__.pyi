@@ -37,6 +37,7 @@ from .interactive.plots.plane import plot_plane as plot_plane
 from .interactive.plots.texts import plot_texts as plot_texts
 from .interactive.plots.tradeoff import plot_tradeoff as plot_tradeoff
 from .interactive.plots.weights import plot_weights as plot_weights
+from .interactive.published import published as published
 from .pruning.masks import Masks as Masks
 from .pruning.prune import prune as prune
 from .pruning.storage import storage as storage

@@ -1,4 +1,4 @@
-"""What an explorer exports: four files that open, in the export folder and nowhere else, and a link to each."""
+"""What an explorer exports: four files that open, in its folder and nowhere else, and a link to each."""
 
 import base64
 import io
@@ -55,7 +55,8 @@ def test_the_table_has_the_rows_and_the_picture_is_a_picture(explorer, tmp_path)
     table = pd.read_csv(io.BytesIO(linked(explorer)[2]))
     assert table["perplexity"].tolist() == explorer.figure().table["perplexity"].tolist()
     explorer.exports[".png"].click()
-    assert Image.open(io.BytesIO(linked(explorer)[2])).size == (1440, 880)
+    with Image.open(io.BytesIO(linked(explorer)[2])) as picture:
+        assert picture.size == (1440, 880)
 
 
 def test_another_picture_takes_the_link_away(explorer):

@@ -89,6 +89,19 @@ def test_an_error_is_shown_escaped_and_the_controls_go_on(store, runs):
     assert explorer.again.disabled
 
 
+def test_a_pruned_model_without_a_finite_perplexity_is_retrained_all_the_same(store, runs, monkeypatch):
+    def run(experiment, cancelled=None):
+        row = runs(experiment, cancelled)
+        return {**row, "perplexity": float("inf")} if experiment.retrain == "none" else row
+
+    monkeypatch.setattr(running, "run", run)
+    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5], retrain=["none", "biases"]), store=store)
+    said = shown(explorer, 0.5, "biases")
+    assert said.startswith("50 %: perplexity 2.00 dense → inf pruned → 2.50 after retraining biases")
+    assert [text.get_text() for text in explorer.figure().axes[0].texts] == ["2.50"]
+    assert shown(explorer, 0.5, "none") == "50 %: perplexity 2.00 dense → inf pruned"
+
+
 def test_a_store_that_becomes_unusable_is_an_error_in_words(store, runs):
     explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
     shown(explorer, 0.5)

@@ -150,10 +150,16 @@ class Explorer:
     """A SparsityExplorer in the output of a cell, moved as by a hand."""
 
     def __init__(self, cell: Locator):
-        self.page = cell.page
+        self.page, self.cell = cell.page, cell
         self.sparsity = cell.locator(".perpkit-sparsity")
         self.handle = self.sparsity.locator(".noUi-handle")
         self.retrain = cell.locator(".perpkit-retrain select")
+        self.criterion = cell.locator(".perpkit-criterion select")
+        self.pattern = cell.locator(".perpkit-pattern select")
+        self.fill = cell.locator("button.perpkit-fill")
+        self.filling = cell.locator(".perpkit-filling .widget-html-content")
+        self.rows = cell.locator(".perpkit-rows")
+        self.exported = cell.locator(".perpkit-exported .widget-html-content")
         self.cancel = cell.locator("button.perpkit-cancel")
         self.again = cell.locator("button.perpkit-again")
         self.message = cell.locator(".perpkit-message .widget-html-content")
@@ -180,6 +186,15 @@ class Explorer:
         """Wait for a message, and for the controls to be free again."""
         expect(self.message).to_have_text(said)
         expect(self.cancel).to_be_disabled()
+
+    def export(self, ending: str) -> Path:
+        """Click an export button and then the link that comes: the file that the browser has saved."""
+        self.cell.locator(f"button.perpkit-export-{ending}").click()
+        link = self.exported.locator(f'a[download$=".{ending}"]')
+        expect(link).to_be_visible()
+        with self.page.expect_download() as saved:
+            link.click()
+        return Path(saved.value.path())
 
     def picture_bytes(self) -> bytes:
         """The PNG file that the page shows."""

@@ -1,6 +1,7 @@
 """Computing all rows of a grid in the background: a button, and how far it is."""
 
 import html
+import statistics
 from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
@@ -107,7 +108,6 @@ class Filling(widgets.HBox):
         progress = _Progress(self._missing())
         failed: list[str] = []
         for key, experiment in progress.left.copy().items():
-            # It may have been computed meanwhile, for itself.
             if key not in self._rows:
                 try:
                     self._compute(request, progress, key, experiment)
@@ -116,7 +116,7 @@ class Filling(widgets.HBox):
                         # Not the row's fault, and so that of all: its model cannot be loaded.
                         raise
                     failed.append(error.first)
-            progress.finished(key)
+                progress.finished(key)
             self._on_row(request)
         words = f"; {len(failed)} failed, the first with {html.escape(failed[0])}" if failed else ""
         request.show(lambda: self.tell(after=words))
@@ -128,6 +128,7 @@ class Filling(widgets.HBox):
             nonlocal step
             step += 1
             if progress.due():
+                progress.skip(self._rows.keys())
                 text = f"{self._count()} {progress.words(step, experiment)}"
                 request.show(lambda: setattr(self.said, "value", text))
             return request.cancelled()
@@ -143,12 +144,20 @@ class _Progress:
 
     def __init__(self, left: dict[str, Experiment]):
         self.left = left
-        self._pace, self._told = Pace(), Pace()
-        self._total = sum(map(_cost, left.values()))
         self._count = len(left)
+        # Seconds that finished rows took, by their retraining.
+        self._took: dict[str, list[float]] = {}
+        self._row, self._told = Pace(), Pace()
 
     def finished(self, key: str) -> None:
-        del self.left[key]
+        if experiment := self.left.pop(key, None):
+            self._took.setdefault(experiment.retrain, []).append(self._row.passed())
+        self._row = Pace()
+
+    def skip(self, known: set[str]) -> None:
+        """Leave out what has been computed meanwhile, for itself."""
+        for key in known & set(self.left):
+            del self.left[key]
 
     def due(self) -> bool:
         """Whether the last news are old enough."""
@@ -158,17 +167,23 @@ class _Progress:
         return True
 
     def words(self, step: int, experiment: Experiment) -> str:
-        """Rows left, the time that is left and the row in work."""
+        """Rows left, the row in work, and the time that is left."""
         share = min(1.0, step / (experiment.steps + 1)) if experiment.steps else 0.0
-        done = self._total - sum(map(_cost, self.left.values())) + share * _cost(experiment)
-        rows = self._count - len(self.left)
-        # The first row also loads the model: it says little about the others.
-        seconds = self._pace.left(done, self._total) if rows else None
-        what = html.escape(" ".join(map(str, (experiment.criterion, experiment.retrain))))
-        now = f"{what} at {100 * experiment.sparsity:.4g} %"
-        return f"· {len(self.left)} left · {now} {bar(round(rows + share, 2), self._count, seconds)}"
+        done = self._count - len(self.left) + share
+        what = " ".join(filter(None, (experiment.criterion, experiment.pattern, experiment.retrain)))
+        now = f"{html.escape(what)} at {100 * experiment.sparsity:.4g} %"
+        seconds = self.seconds(share, experiment)
+        return f"· {len(self.left)} left · {now} {bar(round(done, 2), self._count, seconds)}"
 
-
-def _cost(experiment: Experiment) -> float:
-    """What a row takes in comparison with others: mostly its training steps, and some for all the rest."""
-    return experiment.steps * experiment.batch * experiment.accumulate + 100
+    def seconds(self, share: float, now: Experiment) -> float | None:
+        """The time that is left, a share of one row being done; None while it is too early to tell."""
+        known = {name: statistics.median(took) for name, took in self._took.items()}
+        passed = self._row.passed()
+        if now.retrain not in known:
+            # The first of its kind: it says itself how long it takes.
+            if share == 0 or passed < 1:
+                return None
+            known[now.retrain] = passed / share
+        usual = max(known.values())
+        rest = sum(known.get(each.retrain, usual) for each in self.left.values())
+        return max(0.0, rest - min(passed, known[now.retrain]))

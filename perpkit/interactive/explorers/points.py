@@ -49,6 +49,8 @@ def draw(
     figure = plot_curves(labelled, y=measures, published=published)
     for axes, measure in zip(figure.axes, measures, strict=True):
         axes.set_xlim(-0.02, max(LAST, rows["sparsity"].max()) + 0.04)
+        # Room for the figures at the highest and lowest points.
+        axes.margins(y=0.15)
         axes.axvline(choice.sparsity, color=GREY, linewidth=1, zorder=0)
         values = {name: point(table, choice, name)[measure].mean() for name in ("none", choice.retrain)}
         _mark(axes, choice.sparsity, values, measure)
@@ -121,7 +123,9 @@ def rows_table(rows: list[dict], newest: dict | None) -> str:
             f"<tr>{''.join(f'<td {style}>{each}</td>' for each in [mark + cells[0], *cells[1:]])}</tr>"
         )
     more = f"<p>and {len(rows) - MOST_ROWS} more; the CSV file has them</p>" if len(rows) > MOST_ROWS else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{more}"
+    # Notebooks set lines of widgets as high as a button.
+    table = '<table style="line-height: 1.4">'
+    return f"{table}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{more}"
 
 
 def percent(sparsity: float) -> str:

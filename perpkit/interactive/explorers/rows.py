@@ -14,8 +14,8 @@ class Rows:
 
     >>> rows = Rows({"a": {"sparsity": 0.5}, "b": {"sparsity": 0.7, "error": "ValueError: it diverged"}})
     >>> rows.keep("c", {"sparsity": 0.9})
-    >>> rows.keys(), rows.table().sparsity.tolist(), rows.newest
-    ({'a', 'c'}, [0.5, 0.9], {'sparsity': 0.9})
+    >>> sorted(rows.keys()), rows.table().sparsity.tolist(), rows.newest
+    (['a', 'c'], [0.5, 0.9], {'sparsity': 0.9})
     """
 
     def __init__(self, stored: Mapping[str, dict]):

@@ -178,7 +178,7 @@ class SparsityExplorer(Explorer):
         wanted = (self._choices.pruned(choice), self._choices.experiment(choice))
         missing = {key: each for each in wanted if (key := each.key()) not in self._rows}
         if missing and len(missing) < len({*wanted}):
-            self._redraw(request, busy=True)
+            self._fill_in(request, busy=True)
         elif missing and self._drawn is not None and self._drawn[0].curves != choice.curves:
             # The other curves are there at once, whatever becomes of the point.
             self._fill_in(request)
@@ -190,14 +190,14 @@ class SparsityExplorer(Explorer):
             )
             self._rows.keep(key, results.to_dict("records")[0])
             if key != [*missing][-1]:
-                self._redraw(request, busy=True)
+                self._fill_in(request, busy=True)
         self._redraw(request, busy=False)
 
-    def _fill_in(self, request: Request) -> None:
+    def _fill_in(self, request: Request, *, busy: bool | None = None) -> None:
         """Show the rows that are there where the controls now stand."""
-        # Without a finite number there is nothing to draw; whoever asks for such a point is told.
+        # Without a finite number there is nothing to draw yet; in the end whoever has asked is told.
         with contextlib.suppress(ValueError):
-            self._redraw(request)
+            self._redraw(request, busy=busy)
 
     def _redraw(self, request: Request, *, busy: bool | None = None) -> None:
         """Draw what the controls and the rows say, and say the result; `busy` None leaves the message."""
