@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import perpkit as pk
 from perpkit import cli
+from perpkit.experiments.experiment import RESULT_FORMAT
 
 doctoring = cli.doctor
 
@@ -132,7 +133,7 @@ def test_a_store_that_is_none_is_a_problem(monkeypatch, tmp_path, only_the_store
 def test_a_store_may_be_named(tmp_path, only_the_store):
     store = pk.Store(tmp_path / "named.sqlite")
     experiment = pk.Experiment()
-    store.put(experiment.key(), {**experiment.asdict(), "error": None, "format": 3})
+    store.put(experiment.key(), {**experiment.asdict(), "error": None, "format": RESULT_FORMAT})
     store.put("old", {**experiment.asdict(), "error": None, "format": 2})
     found = report(0, "--store", store.path)["store"]
     assert f"{store.path}: 2 rows, 0 of them failed, 1 outdated, format 2" in found["found"]

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import perpkit as pk
 from perpkit import cli
+from perpkit.experiments.experiment import RESULT_FORMAT
 
 
 def call(*arguments):
@@ -19,7 +20,12 @@ def filled(tmp_path_factory):
     """A store of three finished rows, a failed one and one of an older format."""
     store = pk.Store(tmp_path_factory.mktemp("store") / "results.sqlite")
     for experiment in pk.Grid(sparsity=[0.5, 0.7], retrain=["none", "biases"], length=16):
-        row = {**experiment.asdict(), "perplexity": 2.0 + experiment.sparsity, "error": None, "format": 3}
+        row = {
+            **experiment.asdict(),
+            "perplexity": 2.0 + experiment.sparsity,
+            "error": None,
+            "format": RESULT_FORMAT,
+        }
         if experiment.retrain == "biases" and experiment.sparsity == 0.7:
             row = {**row, "error": "RuntimeError: no\nmore", "traceback": "in line 7", "perplexity": None}
         store.put(experiment.key(), row)
@@ -164,7 +170,10 @@ def edited(tmp_path):
     text.write_text("one\n")
     store = pk.Store(tmp_path / "edited.sqlite")
     for experiment in pk.Grid(text=["storyworld", str(text)], retrain="biases"):
-        store.put(experiment.key(), {**experiment.asdict(), "perplexity": 2.0, "error": None, "format": 3})
+        store.put(
+            experiment.key(),
+            {**experiment.asdict(), "perplexity": 2.0, "error": None, "format": RESULT_FORMAT},
+        )
     store.put("mine", {"text": "by hand", "perplexity": 3.0})
     text.write_text("another\n")
     return store
@@ -185,3 +194,19 @@ def test_outdated_rows_are_deleted_and_no_others(edited):
     assert [row["outdated"] for row in rows("--store", edited.path, "--outdated")] == ["other files"]
     assert call("results", "--store", edited.path, "--outdated", "--delete", "--yes").exit_code == 0
     assert edited.table().text.tolist() == ["storyworld", "by hand"]
+
+
+def test_rows_whose_files_are_not_here_are_never_deleted_as_outdated(tmp_path, monkeypatch):
+    """From another folder, or with a disk that is not there, a good row looks like one of changed files."""
+    text, store = tmp_path / "mine.txt", tmp_path / "rows.sqlite"
+    text.write_text("Ada walks home to the old inn and sleeps there all night long.\n" * 400)
+    monkeypatch.chdir(tmp_path)
+    pk.sweep(pk.Grid(text="mine.txt", sparsity=[0.5], length=16), store=store, progress=False)
+    assert rows("--store", store)[0]["outdated"] is None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [row["outdated"] for row in rows("--store", store, "--outdated")] == ["files not here"]
+    done = call("results", "--store", store, "--outdated", "--delete", "--yes")
+    assert "1 left: their files are not here" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert rows("--store", store)[0]["outdated"] is None

@@ -32,7 +32,7 @@ def results(
         typer.Option(
             "--outdated",
             help="Only rows that no sweep from here would take: of another format, or made from files that "
-            "have changed or are not here.",
+            "have changed or are not here (--delete leaves those whose files are not here).",
         ),
     ] = False,
     columns: Annotated[str | None, typer.Option(help="Columns to show, with commas.")] = None,
@@ -46,6 +46,7 @@ def results(
 ) -> None:
     """List, filter, export or delete the rows that sweeps have kept."""
     with errors_in_words("results"):
+        from ..experiments.outdated import NOT_HERE
         from ..experiments.store import Store
 
         if delete and not (where or failed or outdated or everything):
@@ -61,7 +62,11 @@ def results(
         if traceback and not as_json:
             _show_tracebacks(table)
         if delete:
-            _delete(Store(kept.path), table, yes)
+            # Of rows whose files cannot be found from here nobody can say that they are of no use.
+            useless = table[table["outdated"] != NOT_HERE] if outdated else table
+            if left := len(table) - len(useless):
+                typer.echo(f"{left} left: their files are not here, so they may be good elsewhere", err=True)
+            _delete(Store(kept.path), useless.reset_index(drop=True), yes)
 
 
 def _show(table: "pd.DataFrame", columns: str | None, as_json: bool, store: str) -> None:

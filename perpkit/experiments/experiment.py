@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from ..evaluation.tasks import check_tasks, task_names
 from ..pruning.allocation import ALLOCATIONS
@@ -23,7 +24,7 @@ from ..sources.storyworld import ABILITIES
 from .files import digest, language, model_files, task_files, text_files
 
 # Rows computed under another format are never mixed with these: raise it when a result changes its meaning.
-RESULT_FORMAT = 3
+RESULT_FORMAT = 4
 RETRAININGS = ("none", *dict.fromkeys((*ALL_SUBSETS, *KINDS)))
 # Of every kind the best of six rates for the embedded model (tools/measure_retraining.py).
 ADAPTER_RATE = 0.03
@@ -231,6 +232,12 @@ class Experiment:
         """Digests of the local files that the model, the text and the tasks are read from."""
         found = model_files(self.model), text_files(self.text), task_files(self.tasks_dir)
         return tuple(digest(files) for files in found)
+
+    def files_are_here(self) -> bool:
+        """Whether the local files, if it reads any, are found from here; names of the Hub are not."""
+        known = {self.model: EMBEDDED_MODELS, self.text: ("storyworld",)}
+        places = [name for name, embedded in known.items() if name not in embedded]
+        return all(Path(place).expanduser().exists() for place in [*places, self.tasks_dir] if place)
 
 
 def _plain(name: str, value: object) -> object:

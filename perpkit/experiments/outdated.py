@@ -6,6 +6,9 @@ from typing import Any
 
 from .experiment import RESULT_FORMAT, Experiment
 
+# Why a row is outdated that may be good elsewhere.
+NOT_HERE = "files not here"
+
 
 def experiment_of(row: Mapping[Hashable, Any]) -> Experiment:
     """The experiment of a row, also of one out of a table, where nothing is NaN.
@@ -38,7 +41,11 @@ def outdated(row: Mapping[Hashable, Any]) -> str | None:
     if made != RESULT_FORMAT:
         return "older format" if made < RESULT_FORMAT else "newer format"
     try:
-        same = experiment_of(row).key() == row["key"]
+        experiment = experiment_of(row)
     except ValueError:
         return "other inputs"
-    return None if same else "other files"
+    if experiment.key() == row["key"]:
+        return None
+    # From another folder, or without a disk, the files of a good row may not be found: nobody may take it for
+    # a useless one.
+    return "other files" if experiment.files_are_here() else NOT_HERE
