@@ -63,7 +63,7 @@ def test_a_finished_grid_costs_nothing(store, monkeypatch):
     pk.sweep(grid, store=store, progress=False)
     monkeypatch.setattr(estimating, "run", None)
     assert grid.estimate(store) == Estimate(1, 1, 0, 0, 0.0)
-    assert str(grid.estimate(store)) == "1 rows: 1 finished, 0 left"
+    assert str(grid.estimate(store)) == "1 row: 1 finished, 0 left"
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(42, "42 s"), (90, "1.5 min"), (9000, "2.5 h")])

@@ -1,12 +1,13 @@
 """`perpkit sweep`: run the rows of a grid that are not in the store."""
 
+import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..experiments.grid import Grid
     from ..experiments.store import Store
+    from ..experiments.sweep import NothingComputed
 
 FORMATS = (".csv", ".parquet")
 LISTED = 5
@@ -87,21 +89,36 @@ def sweep(
         raise typer.BadParameter("name a grid file or at least one axis, such as --sparsity 0.5,0.7")
     with errors_in_words("sweep"):
         from ..experiments.grid import Grid
+        from ..experiments.sweep import NothingComputed
 
         axes = axis_values(ctx.obj)
         grid = Grid(**axes) if grid_file is None else Grid.from_file(grid_file, **axes)
         if dry_run:
-            _estimate(grid, store, workers, retry_failed, as_json)
+            _estimate(grid, store, workers, threads_per_worker, retry_failed, as_json)
             return
-        results, kept = _run(grid, store, workers, threads_per_worker, retry_failed)
+        try:
+            results, kept = _run(grid, store, workers, threads_per_worker, retry_failed)
+        except NothingComputed as error:
+            _nothing(error, grid, store, as_json)
         if out is not None:
             kept.export(out, results)
-        _show(results, kept, as_json)
+        _show(results, kept, store, as_json)
 
 
 def _estimate(
-    grid: "Grid", path: Path | None, workers: int | None, retry_failed: bool, as_json: bool
+    grid: "Grid",
+    path: Path | None,
+    workers: int | None,
+    threads: int | None,
+    retry_failed: bool,
+    as_json: bool,
 ) -> None:
+    import torch
+
+    # What is tried takes as long as in a worker only on as many threads.
+    if count := min(workers or len(cuda_devices()) or 1, len(grid)):
+        torch.set_num_threads(threads or max(1, len(cores()) // count))
+    typer.echo("estimating; a row of each kind that was never run here is tried …", err=True)
     with _looked_at(path) as store, redirect_stdout(sys.stderr):
         estimate = grid.estimate(store)
     again = estimate.failed if retry_failed else 0
@@ -141,7 +158,6 @@ def _run(
     import torch
 
     from ..experiments.store import Store
-    from ..experiments.sweep import NothingComputed
     from ..experiments.sweep import sweep as run_sweep
 
     store = Store(path)
@@ -162,15 +178,26 @@ def _run(
     ):
         # They are listed below the table.
         warnings.filterwarnings("ignore", r"\d+ of \d+ rows failed")
-        try:
-            return run_sweep(grid, store=store, executor=executor, retry_failed=retry_failed), store
-        except NothingComputed as error:
-            every = "the row" if len(grid) == 1 else f"all {len(grid)} rows"
-            ways = " (perpkit results --failed --traceback shows where; --retry-failed tries again)"
-            raise ValueError(f"{every} failed, {error.first}{ways if error.kept else ''}") from error
+        return run_sweep(grid, store=store, executor=executor, retry_failed=retry_failed), store
 
 
-def _show(results: "pd.DataFrame", store: "Store", as_json: bool) -> None:
+def _nothing(error: "NothingComputed", grid: "Grid", store: Path | None, as_json: bool) -> NoReturn:
+    """Raise what to say when every row has failed; scripts get their document all the same."""
+    if as_json:
+        counts = {"finished": 0, "failed": len(grid)}
+        print_json({"rows": [], **counts, "error": error.first, "store": str(_path(store))})
+    every = "the row" if len(grid) == 1 else f"all {len(grid)} rows"
+    ways = f" ({_where(store)} shows where; --retry-failed tries again)"
+    raise ValueError(f"{every} failed, {error.first}{ways if error.kept else ''}") from error
+
+
+def _where(store: Path | None) -> str:
+    """The command that lists the failed rows of this store."""
+    named = "" if store is None else f" --store {shlex.quote(str(store))}"
+    return f"perpkit results{named} --failed --traceback"
+
+
+def _show(results: "pd.DataFrame", store: "Store", named: Path | None, as_json: bool) -> None:
     """Print the results; exit with a code of its own when some rows have failed."""
     has_failed = results["error"].notna()
     failed, finished = results[has_failed], results[~has_failed]
@@ -183,6 +210,10 @@ def _show(results: "pd.DataFrame", store: "Store", as_json: bool) -> None:
         print_table(compact(finished))
     if len(failed):
         _list_errors(failed, len(results))
+        # Rows that could not even be loaded are not kept.
+        kept = store.table(failed=True)
+        if "error" in kept and kept["error"].isin(failed["error"]).any():
+            typer.echo(f"{_where(named)} shows where; --retry-failed tries them again.", err=True)
         raise typer.Exit(SOME_FAILED)
 
 
@@ -194,4 +225,3 @@ def _list_errors(failed: "pd.DataFrame", rows: int) -> None:
         typer.echo(f"  {first}" + (f" ({count} rows)" if count > 1 else ""), err=True)
     if len(counts) > LISTED:
         typer.echo(f"  and {len(counts) - LISTED} other errors", err=True)
-    typer.echo("perpkit results --failed --traceback shows where; --retry-failed tries them again.", err=True)

@@ -40,7 +40,7 @@ class Estimate:
         parts.append(f"{self.left} left")
         if self.left:
             parts.append(f"about {_spoken(self.seconds)}")
-        return f"{self.rows} rows: {', '.join(parts)}"
+        return f"{self.rows} row{'' if self.rows == 1 else 's'}: {', '.join(parts)}"
 
 
 def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None = None) -> Estimate:
