@@ -143,6 +143,7 @@ def test_a_store_may_be_named(tmp_path, only_the_store):
 def test_a_named_store_that_is_not_there_is_a_problem(tmp_path, only_the_store):
     found = report(1, "--store", tmp_path / "nowhere.sqlite")["store"]
     assert (found["state"], "there is no store" in found["found"]) == ("problem", True)
+    assert found["remedy"].startswith("there is none there yet: a sweep makes it")
     assert list(tmp_path.iterdir()) == []
 
 

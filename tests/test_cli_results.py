@@ -210,3 +210,42 @@ def test_rows_whose_files_are_not_here_are_never_deleted_as_outdated(tmp_path, m
     assert "1 left: their files are not here" in done.stderr
     monkeypatch.chdir(tmp_path)
     assert rows("--store", store)[0]["outdated"] is None
+
+
+@pytest.mark.parametrize("what", ["the file", "the folder", "one of two files"])
+def test_a_row_whose_tasks_are_not_here_is_not_taken_for_one_of_other_inputs(tmp_path, what):
+    """An empty folder is what a disk leaves that is not there."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    names = ["boolq", "rte"] if "two" in what else ["boolq"]
+    for name in names:
+        (tasks / f"{name}.jsonl").write_text("{}\n")
+    experiment = pk.Experiment(tasks=",".join(names), tasks_dir=str(tasks))
+    row = {**experiment.asdict(), "error": None, "format": RESULT_FORMAT}
+    pk.Store(tmp_path / "rows.sqlite").put(experiment.key(), row)
+    (tasks / "boolq.jsonl").unlink()
+    if what == "the folder":
+        tasks.rmdir()
+    assert rows("--store", tmp_path / "rows.sqlite")[0]["outdated"] == "files not here"
+
+
+def test_a_row_whose_weights_are_not_here_is_not_taken_for_one_of_other_files(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_text("weights")
+    experiment = pk.Experiment(model=str(model))
+    row = {**experiment.asdict(), "error": None, "format": RESULT_FORMAT}
+    pk.Store(tmp_path / "rows.sqlite").put(experiment.key(), row)
+    (model / "model.safetensors").write_text("other weights")
+    assert rows("--store", tmp_path / "rows.sqlite")[0]["outdated"] == "other files"
+    (model / "model.safetensors").unlink()
+    assert rows("--store", tmp_path / "rows.sqlite")[0]["outdated"] == "files not here"
+
+
+def test_a_value_that_no_row_has_is_answered_with_the_nearest(filled):
+    done = call("results", "--store", filled.path, "--where", "retrain=baises,none")
+    assert done.exit_code == 0
+    assert "no row has retrain=baises; did you mean 'biases'?" in done.stderr
+    assert "did you mean" not in call("results", "--store", filled.path, "--where", "retrain=norms").stderr
+    assert "did you mean" not in call("results", "--store", filled.path, "--where", "retrain=biases").stderr

@@ -119,6 +119,7 @@ def test_failed_rows_are_told_with_an_exit_code_of_their_own(store):
         (["--sparsity", "half"], "sparsity is 'half'; it must be a number"),
         (["--sparsity", "none"], "sparsity is None; leave it out for 0.5"),
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
+        (["--text", "storyworld,storyword"], "unknown text 'storyword'; did you mean 'storyworld'?"),
         (["missing.yaml"], "cannot read the grid"),
     ],
 )
@@ -199,23 +200,3 @@ def test_the_workers_really_see_them(monkeypatch):
         assert executor is not None
         calls = [executor.submit(_seen) for _ in range(2)]
         assert sorted(call.result() for call in calls) == [("0", 2), ("1", 2)]
-
-
-def test_when_every_row_fails_a_script_still_gets_its_document(tmp_path):
-    store = tmp_path / "my rows.sqlite"
-    done = sweep(store, "--retrain", "biases", "--lr", "1e9", "--steps", "3", "--length", "16", "--json")
-    assert done.exit_code == 1
-    found = json.loads(done.stdout)
-    assert (found["rows"], found["finished"], found["failed"], found["store"]) == ([], 0, 2, str(store))
-    assert "Try lr=" in found["error"]
-    # The way out names the store that was used.
-    assert f"perpkit results --store '{store}' --failed --traceback shows where" in done.stderr
-
-
-def test_rows_that_could_not_be_loaded_are_not_said_to_be_listed(tmp_path):
-    text = tmp_path / "none.txt"
-    store = tmp_path / "rows.sqlite"
-    done = sweep(store, "--text", f"storyworld,{text}", "--retrain", "none", "--length", "16")
-    assert done.exit_code == 3
-    assert "1 of 2 rows failed" in done.stderr
-    assert "shows where" not in done.stderr

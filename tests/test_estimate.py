@@ -42,9 +42,29 @@ def test_what_is_not_known_is_tried_with_few_steps_and_not_kept(store, monkeypat
     monkeypatch.setattr(estimating, "run", lambda e: tried.append(e) or run(e))
     grid = pk.Grid(retrain=["none", "biases"], steps=1000, sparsity=[0.6, 0.7], seed=range(2), **SHORT)
     found = grid.estimate(store)
-    assert [(e.retrain, e.steps) for e in tried] == [("none", 0), ("biases", 4)]
+    assert [(e.retrain, e.steps) for e in tried] == [("none", 0), ("biases", 1), ("biases", 4)]
     assert store.table(failed=None).empty
     assert found.seconds > 1
+
+
+def test_the_first_step_of_all_does_not_tell_how_long_others_take(store, monkeypatch):
+    """It loads and prepares what later ones find."""
+    times = iter([50.0, 2.0])
+
+    def slow_at_first(experiment):
+        spent = next(times)
+        told = {"seconds": 3 + spent, "seconds_retrain": spent, "seconds_measure": 1.0}
+        return {**told, "steps": experiment.steps}
+
+    monkeypatch.setattr(estimating, "run", slow_at_first)
+    grid = pk.Grid(retrain="biases", steps=100, **SHORT)
+    assert grid.estimate(store).seconds == pytest.approx(3 + 1 + 100 * 2 / 4)
+
+
+def test_a_text_that_is_not_there_is_refused_before_anything_is_tried(store, monkeypatch):
+    monkeypatch.setattr(estimating, "run", None)
+    with pytest.raises(ValueError, match=r"unknown text 'storyword'; did you mean 'storyworld'"):
+        pk.Grid(text="storyword").estimate(store)
 
 
 def test_other_settings_are_another_kind(store, monkeypatch):
@@ -55,7 +75,7 @@ def test_other_settings_are_another_kind(store, monkeypatch):
     pk.Grid(retrain="norms", steps=2, **SHORT).estimate(store)
     pk.Grid(retrain="biases", steps=2, **{**SHORT, "batch": 4}).estimate(store)
     pk.Grid(retrain="biases", steps=3, **SHORT).estimate(store)
-    assert [(e.retrain, e.batch) for e in tried] == [("norms", 2), ("biases", 4)]
+    assert [(e.retrain, e.batch) for e in tried] == [("norms", 2), ("norms", 2), ("biases", 4), ("biases", 4)]
 
 
 def test_a_finished_grid_costs_nothing(store, monkeypatch):

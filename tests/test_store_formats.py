@@ -154,7 +154,7 @@ def test_the_database_of_another_program_is_refused_and_left_as_it_is(path, read
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"no store of perpkit|has format 7") as error:
         pk.Store(path, readonly=readonly)
-    assert "name another file with store= or PERPKIT_STORE" in str(error.value)
+    assert "name another file with store= in Python, --store in a shell, or PERPKIT_STORE" in str(error.value)
     assert path.read_bytes() == before
 
 

@@ -14,7 +14,7 @@ import pytest
 import perpkit as pk
 from perpkit.experiments import database
 
-ANOTHER = "name another file with store= or PERPKIT_STORE"
+ANOTHER = "name another file with store= in Python, --store in a shell, or PERPKIT_STORE"
 ROWS = {f"key {n}": {"perplexity": 1000 + n, "text": "x" * 100} for n in range(300)}
 
 

@@ -32,6 +32,24 @@ def test_what_is_no_grid_is_refused(grid, words, tmp_path):
         pk.sweep(grid, store=tmp_path / "results.sqlite", progress=False)
 
 
+@pytest.mark.parametrize("options", [{"on_row": 3}, {"cancelled": True}], ids=str)
+def test_what_cannot_be_called_is_refused_before_the_first_row(options, tmp_path, ran):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}; want a function"):
+        pk.sweep([pk.Experiment()], store=tmp_path / "results.sqlite", progress=False, **options)
+    assert ran == []
+
+
+@pytest.mark.parametrize("text", ["nofile.txt", "storyword", "."])
+def test_a_text_that_is_not_there_is_refused_before_the_first_row(text, tmp_path, ran):
+    grid = pk.Grid(text=["storyworld", text], sparsity=[0.1, 0.2])
+    near = r"; did you mean 'storyworld'\?" if text == "storyword" else r"\."
+    words = rf"^unknown text '{re.escape(text)}'{near} Valid: storyworld, wikitext2, c4, a file$"
+    with pytest.raises(ValueError, match=words):
+        pk.sweep(grid, store=tmp_path / "results.sqlite", progress=False)
+    assert ran == []
+
+
 @pytest.mark.parametrize("executor", ["threads", 4, ThreadPoolExecutor])
 def test_what_is_no_executor_is_refused(executor, tmp_path):
     with pytest.raises(ValueError, match=r"executor is .*; want one of concurrent\.futures"):

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from .tables import print_json
+
 # What the flags say; the fields' names and defaults are those of `Experiment`.
 MEANINGS = {
     "model": "Embedded name, local folder or Hub id.",
@@ -48,12 +50,15 @@ class AxesCommand(TyperCommand):
         return [*super().get_params(ctx), *_options()]
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
+        as_json = "--json" in args  # parsing empties the list
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
             # Of click or of the copy of it that newer typers carry.
             if type(error).__name__ == "NoSuchOption":
                 error.message += f" The axes are {', '.join(map(_flag, MEANINGS))}."  # type: ignore[attr-defined]
+            if as_json and (words := getattr(error, "message", None)):
+                print_json({"error": words})
             raise
 
     def invoke(self, ctx) -> Any:

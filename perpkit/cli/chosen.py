@@ -4,6 +4,8 @@ import csv
 import difflib
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from .axes import WHOLE
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def chosen(store: "Store", where: list[str], failed: bool | None) -> "pd.DataFra
         has_failed = everything["error"].notna() if "error" in everything else everything["key"].isna()
         rows = everything[has_failed == failed]
     for column, several in wanted.items():
+        _hint(column, several, everything)
         rows = rows[[_is_one_of(value, several) for value in rows[column]]]
     if failed is False:
         rows = rows.drop(columns=["traceback"], errors="ignore")
@@ -58,6 +61,15 @@ def check_column(name: str, table: "pd.DataFrame") -> None:
         near = difflib.get_close_matches(name, table.columns, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"there is no column {name!r}{hint} The rows have {', '.join(table.columns)}")
+
+
+def _hint(column: str, several: list[str], table: "pd.DataFrame") -> None:
+    """Say on stderr which value is near to one that no row has."""
+    there = [value for value in table[column].drop_duplicates() if isinstance(value, str)]
+    for word in several:
+        near = difflib.get_close_matches(word, there, n=1)
+        if near and not any(_is_one_of(value, [word]) for value in table[column]):
+            typer.echo(f"no row has {column}={word}; did you mean {near[0]!r}?", err=True)
 
 
 def _is_one_of(value: Any, several: list[str]) -> bool:

@@ -212,7 +212,8 @@ def _store(named: Path | None) -> Iterator[Finding]:
         try:
             found = f"{path}: {_contents(Store(path, readonly=True))}"
         except ValueError as error:
-            yield Finding("store", PROBLEM, str(error), f"move it away, or {elsewhere}")
+            remedy = "move it away" if path.exists() else "there is none there yet: a sweep makes it"
+            yield Finding("store", PROBLEM, str(error), f"{remedy}, or {elsewhere}")
             return
     if os.access(_there(path), os.W_OK):
         yield Finding("store", OK, found)

@@ -45,7 +45,7 @@ def results(
     as_json: JsonOption = False,
 ) -> None:
     """List, filter, export or delete the rows that sweeps have kept."""
-    with errors_in_words("results"):
+    with errors_in_words("results", as_json=as_json):
         from ..experiments.outdated import NOT_HERE
         from ..experiments.store import Store
 
@@ -101,7 +101,7 @@ def _count_outdated(count: int) -> None:
     if count:
         typer.echo(
             f"{count} of them outdated: no sweep from here would take {'it' if count == 1 else 'them'} "
-            "(--outdated shows only these, --outdated --delete deletes them)"
+            "(--outdated shows only these, --outdated --delete deletes all of these but 'files not here')"
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .axes import axis_values
-from .exits import SOME_FAILED, errors_in_words
+from .exits import ERROR, SOME_FAILED, errors_in_words
 from .tables import compact, context, print_json, print_table, records
 from .workers import cores, cuda_devices, worker_processes
 
@@ -86,8 +86,11 @@ def sweep(
     stderr, the table to stdout.
     """
     if grid_file is None and not ctx.obj:
-        raise typer.BadParameter("name a grid file or at least one axis, such as --sparsity 0.5,0.7")
-    with errors_in_words("sweep"):
+        words = "name a grid file or at least one axis, such as --sparsity 0.5,0.7"
+        if as_json:
+            print_json({"error": words})
+        raise typer.BadParameter(words)
+    with errors_in_words("sweep", as_json=as_json):
         from ..experiments.grid import Grid
         from ..experiments.sweep import NothingComputed
 
@@ -99,7 +102,7 @@ def sweep(
         try:
             results, kept = _run(grid, store, workers, threads_per_worker, retry_failed)
         except NothingComputed as error:
-            _nothing(error, grid, store, as_json)
+            _nothing(error, store, as_json)
         if out is not None:
             kept.export(out, results)
         _show(results, kept, store, as_json)
@@ -113,14 +116,14 @@ def _estimate(
     retry_failed: bool,
     as_json: bool,
 ) -> None:
-    import torch
-
-    # What is tried takes as long as in a worker only on as many threads.
-    if count := min(workers or len(cuda_devices()) or 1, len(grid)):
-        torch.set_num_threads(threads or max(1, len(cores()) // count))
-    typer.echo("estimating; a row of each kind that was never run here is tried …", err=True)
     with _looked_at(path) as store, redirect_stdout(sys.stderr):
-        estimate = grid.estimate(store)
+        left = _left(grid, store, retry_failed)
+        # What is tried takes as long as in a worker only on as many threads.
+        count, threads = _shares(left, workers, threads)
+        if left:
+            typer.echo("trying one row of each kind that was never run here …", err=True)
+        with _on_threads(threads):
+            estimate = grid.estimate(store)
     again = estimate.failed if retry_failed else 0
     if as_json:
         counts = {"finished": estimate.finished, "failed": estimate.failed, "left": estimate.left + again}
@@ -129,9 +132,33 @@ def _estimate(
     typer.echo(str(estimate))
     if again:
         typer.echo(f"The {again} failed would be tried again.")
-    count = min(workers or len(cuda_devices()) or 1, estimate.left)
     if count > 1:
         typer.echo(f"(one after the other; {count} workers share it)")
+
+
+def _left(grid: "Grid", store: "Store", retry_failed: bool) -> int:
+    """How many rows are to be computed."""
+    keys = {experiment.key() for experiment in grid}
+    known = store.get(keys).values()
+    return len(keys) - sum(1 for row in known if not (retry_failed and row.get("error")))
+
+
+def _shares(left: int, workers: int | None, threads: int | None) -> tuple[int, int | None]:
+    """How many workers there are for the rows that are left, and the threads of each (None: torch's own)."""
+    count = min(workers or len(cuda_devices()) or 1, left)
+    return count, threads or (max(1, len(cores()) // count) if count > 1 else None)
+
+
+@contextmanager
+def _on_threads(threads: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -161,14 +188,9 @@ def _run(
     from ..experiments.sweep import sweep as run_sweep
 
     store = Store(path)
-    keys = {experiment.key() for experiment in grid}
-    known = store.get(keys)
-    left = len(keys) - sum(1 for row in known.values() if not (retry_failed and row.get("error")))
+    count, threads = _shares(_left(grid, store, retry_failed), workers, threads)
     devices = cuda_devices()
-    count = min(workers or len(devices) or 1, left)
-    if count > 1:
-        threads = threads or max(1, len(cores()) // count)
-    elif threads:
+    if count < 2 and threads:
         torch.set_num_threads(threads)
     # What a library prints is no result.
     with (
@@ -181,14 +203,16 @@ def _run(
         return run_sweep(grid, store=store, executor=executor, retry_failed=retry_failed), store
 
 
-def _nothing(error: "NothingComputed", grid: "Grid", store: Path | None, as_json: bool) -> NoReturn:
-    """Raise what to say when every row has failed; scripts get their document all the same."""
+def _nothing(error: "NothingComputed", store: Path | None, as_json: bool) -> NoReturn:
+    """Say that every row has failed; scripts get their document all the same."""
+    count = len(error.rows)
     if as_json:
-        counts = {"finished": 0, "failed": len(grid)}
-        print_json({"rows": [], **counts, "error": error.first, "store": str(_path(store))})
-    every = "the row" if len(grid) == 1 else f"all {len(grid)} rows"
-    ways = f" ({_where(store)} shows where; --retry-failed tries again)"
-    raise ValueError(f"{every} failed, {error.first}{ways if error.kept else ''}") from error
+        told = {"finished": 0, "failed": count, "error": error.first, "store": str(_path(store))}
+        print_json({"rows": records(error.rows), **told})
+    every = "the row" if count == 1 else f"all {count} rows"
+    ways = f" ({_where(store)} shows where; --retry-failed tries again)" if error.kept else ""
+    typer.echo(f"perpkit sweep: {every} failed, {error.first}{ways}", err=True)
+    raise typer.Exit(ERROR) from error
 
 
 def _where(store: Path | None) -> str:

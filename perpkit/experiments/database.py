@@ -14,7 +14,7 @@ from .rows import COLUMNS, FORMAT, SCHEMA, Stored, chunks, insert, marks
 
 Result = TypeVar("Result")
 
-ANOTHER = "name another file with store= or PERPKIT_STORE"
+ANOTHER = "name another file with store= in Python, --store in a shell, or PERPKIT_STORE"
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 DAMAGED = "is damaged", "Put a copy in its place, or move it away to compute its rows again"
 DISK_FULL = "cannot be written", "Free some disk space or raise your quota; the rows before are kept"

@@ -10,12 +10,13 @@ from statistics import median
 from ..evaluation.cost import device_name
 from ..sources.models import best_device
 from .experiment import Experiment
+from .files import check_text
 from .outdated import experiment_of
 from .run import NotLoaded, prepared_key, run
 from .store import Store
 
-# Retraining steps of a trial.
-TRIAL_STEPS = 4
+# Retraining steps of a trial, and of one before it: first steps load and prepare what later ones have.
+TRIAL_STEPS, WARM_UP_STEPS = 4, 1
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None
     """Count the rows of a grid and estimate the time of those that are left.
 
     Rows like it that the store holds from this device say how long a row takes, the retraining in proportion
-    to its tokens; where there is none, one row with few steps is tried, which loads the model. A row that
-    fails when it is tried counts as no time.
+    to its tokens; where there is none, one row with few steps is tried, which loads the model, and before it
+    one for what only the first step takes. A row that fails when it is tried counts as no time.
 
     Raises ValueError for a model or text that cannot be loaded and a store that cannot be used.
     """
@@ -57,6 +58,8 @@ def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None
     rows = store.get(wanted)
     failed = sum(1 for row in rows.values() if row.get("error"))
     left = [experiment for key, experiment in wanted.items() if key not in rows]
+    for text in dict.fromkeys(experiment.text for experiment in left):
+        check_text(text)
     seconds = _seconds(left, store) if left else 0.0
     return Estimate(len(wanted), len(rows) - failed, failed, len(left), seconds)
 
@@ -112,7 +115,10 @@ def _tried(experiment: Experiment) -> tuple[float, float, float]:
     """The same of one row with few steps, really run."""
     steps = min(experiment.steps, TRIAL_STEPS)
     try:
-        return _split(run(replace(experiment, steps=steps) if steps else experiment))
+        if not steps:
+            return _split(run(experiment))
+        run(replace(experiment, steps=WARM_UP_STEPS))
+        return _split(run(replace(experiment, steps=steps)))
     except NotLoaded:
         raise
     except Exception:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from ..evaluation.tasks import check_tasks, task_names
 from ..pruning.allocation import ALLOCATIONS
@@ -17,32 +16,17 @@ from ..pruning.selection import checked_pattern, parse_pattern
 from ..retraining.adapters.modules import KINDS, STARTS
 from ..retraining.layerwise.units import parse_unit
 from ..retraining.schedules import factors
-from ..retraining.subsets import ALL_SUBSETS
 from ..sources.embedded import EMBEDDED_MODELS, data_folder
 from ..sources.models import DTYPES
 from ..sources.storyworld import ABILITIES
 from .files import digest, language, model_files, task_files, text_files
+from .inputs import RETRAININGS, plain
 
 # Rows computed under another format are never mixed with these: raise it when a result changes its meaning.
 RESULT_FORMAT = 4
-RETRAININGS = ("none", *dict.fromkeys((*ALL_SUBSETS, *KINDS)))
 # Of every kind the best of six rates for the embedded model (tools/measure_retraining.py).
 ADAPTER_RATE = 0.03
 
-_TYPES = {
-    "sparsity": float,
-    "unit_steps": int,
-    "unit_lr": float,
-    "rank": int,
-    "alpha": float,
-    "steps": int,
-    "lr": float,
-    "batch": int,
-    "accumulate": int,
-    "weight_decay": float,
-    "length": int,
-    "seed": int,
-}
 # What a generator takes.
 SEEDS = range(-(2**63), 2**63)
 
@@ -102,7 +86,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            self._set(field.name, _plain(field.name, getattr(self, field.name)))
+            self._set(field.name, plain(field.name, getattr(self, field.name), field.default))
         if self.seed not in SEEDS:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits, with its sign")
         self._check_sources()
@@ -232,34 +216,6 @@ class Experiment:
         """Digests of the local files that the model, the text and the tasks are read from."""
         found = model_files(self.model), text_files(self.text), task_files(self.tasks_dir)
         return tuple(digest(files) for files in found)
-
-    def files_are_here(self) -> bool:
-        """Whether the local files, if it reads any, are found from here; names of the Hub are not."""
-        known = {self.model: EMBEDDED_MODELS, self.text: ("storyworld",)}
-        places = [name for name, embedded in known.items() if name not in embedded]
-        return all(Path(place).expanduser().exists() for place in [*places, self.tasks_dir] if place)
-
-
-def _plain(name: str, value: object) -> object:
-    """The same value names the same row, whether it came as 1, 1.0, "1" or numpy's."""
-    kind = _TYPES.get(name, str)
-    if value is None:
-        default = Experiment.__dataclass_fields__[name].default
-        if default is not None:
-            raise ValueError(f"{name} is None; leave it out for {default!r}, or give it a value")
-        return None
-    if type(value) is kind:
-        return value
-    plain: object = None
-    try:
-        plain = kind(value)
-        same = kind is str or plain == (float(value) if isinstance(value, str) else value) or plain != plain
-    except (TypeError, ValueError, OverflowError):
-        same = False
-    if isinstance(value, bool) or not same:
-        article = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name} is {value!r}; it must be {article}")
-    return plain
 
 
 def recommended_lr(model: str, retrain: str) -> float:

@@ -1,5 +1,6 @@
 """What tells one version of an experiment's local files from another."""
 
+import difflib
 import hashlib
 import inspect
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ..sources import grammar, storyworld, world
 from ..sources.embedded import EMBEDDED_MODELS, data_folder
+from .inputs import TEXTS
 
 # What defines the embedded language. Its code, not a sample of it: some choices show only after thousands
 # of stories.
@@ -71,6 +73,19 @@ def model_files(model: str) -> list[Path]:
 def text_files(text: str) -> list[Path]:
     """The file of a local text."""
     return [Path(text).expanduser()]
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError for a text that is neither known by name nor a file that is there.
+
+    >>> check_text("storyword")
+    Traceback (most recent call last):
+    ValueError: unknown text 'storyword'; did you mean 'storyworld'? Valid: storyworld, wikitext2, c4, a file
+    """
+    if text not in TEXTS and not Path(text).expanduser().is_file():
+        near = difflib.get_close_matches(text, TEXTS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown text {text!r}{hint} Valid: {', '.join(TEXTS)}, a file")
 
 
 def task_files(folder: str | None) -> list[Path]:

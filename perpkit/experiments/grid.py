@@ -98,6 +98,9 @@ class Grid:
 
 
 def _values(axis: str, given) -> list:
+    if isinstance(given, Mapping):
+        # Only its keys would be taken.
+        raise ValueError(f"the axis {axis!r} is {given!r}; it must be one value or a list of values")
     # Arrays of no dimension say that they can be iterated over.
     single = isinstance(given, str) or not hasattr(given, "__iter__") or getattr(given, "ndim", 1) == 0
     values = [given] if single else list(given)

@@ -5,6 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from .experiment import RESULT_FORMAT, Experiment
+from .files import model_files, text_files
+from .inputs import TEXTS
 
 # Why a row is outdated that may be good elsewhere.
 NOT_HERE = "files not here"
@@ -43,9 +45,27 @@ def outdated(row: Mapping[Hashable, Any]) -> str | None:
     try:
         experiment = experiment_of(row)
     except ValueError:
-        return "other inputs"
+        return NOT_HERE if _only_lacks_tasks(row) else "other inputs"
     if experiment.key() == row["key"]:
         return None
     # From another folder, or without a disk, the files of a good row may not be found: nobody may take it for
     # a useless one.
-    return "other files" if experiment.files_are_here() else NOT_HERE
+    return "other files" if _files_are_here(experiment) else NOT_HERE
+
+
+def _only_lacks_tasks(row: Mapping[Hashable, Any]) -> bool:
+    """Whether a row's inputs are valid but for its local tasks, refused where they are not found."""
+    if not isinstance(row.get("tasks_dir"), str):
+        return False
+    try:
+        experiment_of({**row, "tasks": None, "tasks_dir": None})
+    except ValueError:
+        return False
+    return True
+
+
+def _files_are_here(experiment: Experiment) -> bool:
+    """Whether the local model and text, if it reads any, are found from here; those of the Hub are not."""
+    weights = any(file.suffix == ".safetensors" for file in model_files(experiment.model))
+    text = experiment.text in TEXTS or any(file.is_file() for file in text_files(experiment.text))
+    return weights and text

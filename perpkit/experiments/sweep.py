@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..retraining.iterative import latched
 from .attempt import attempt, failed_row
 from .experiment import Experiment
+from .files import check_text
 from .run import NotLoaded, prepared_key
 from .shared import Cancelled
 from .stop import Stop
@@ -28,13 +29,14 @@ SECONDS_TO_STOP = 3.0
 class NothingComputed(ValueError):
     """All rows of a sweep have failed; `first` is the error of the first, as it stands in its row.
 
-    `kept` says whether any is in the store, as those are not whose model, text or tasks cannot be loaded.
+    `rows` are all of them, `kept` says whether any is in the store, as those are not whose model, text or
+    tasks cannot be loaded.
     """
 
-    def __init__(self, first: str, words: str, kept: bool):
+    def __init__(self, first: str, words: str, rows: pd.DataFrame, kept: bool):
         ways = "\n(retry_failed=True tries again; Store.table(failed=True) has the traceback)"
         super().__init__(f"{words}{ways if kept else ''}")
-        self.first, self.kept = first, kept
+        self.first, self.rows, self.kept = first, rows, kept
 
 
 def sweep(
@@ -81,6 +83,8 @@ def sweep(
     """
     experiments = _experiments(grid)
     _check_executor(executor)
+    _check_callable("on_row", on_row)
+    _check_callable("cancelled", cancelled)
     store = store if isinstance(store, Store) else Store(store)
     keys = [experiment.key() for experiment in experiments]
     rows = store.get(keys)
@@ -91,6 +95,8 @@ def sweep(
         raise ValueError(
             f"{len(missing)} rows are missing, and the store was opened readonly=True: open it without"
         )
+    for text in dict.fromkeys(experiment.text for experiment in missing.values()):
+        check_text(text)
     # Whoever stops within a row and the row itself must agree.
     asked = None if cancelled is None else latched(cancelled)
     failed = sum(1 for row in rows.values() if row.get("error"))
@@ -144,6 +150,11 @@ def _check_executor(executor: object) -> None:
         )
 
 
+def _check_callable(name: str, given: object) -> None:
+    if given is not None and not callable(given):
+        raise ValueError(f"{name} is {given!r}; want a function, as the documentation of sweep says, or None")
+
+
 def _together(missing: dict[str, Experiment]) -> dict[str, Experiment]:
     """The rows in an order that keeps those together that share a pruned, and then a reconstructed model."""
     places: dict[tuple, int] = {}
@@ -158,13 +169,14 @@ def _together(missing: dict[str, Experiment]) -> dict[str, Experiment]:
 def _table(rows: list[dict], kept: bool) -> pd.DataFrame:
     """The rows as a table; raises when all have failed, warns when some have."""
     failed = [row for row in rows if row.get("error")]
+    table = pd.DataFrame(rows).drop(columns=["traceback", "format"], errors="ignore")
     if failed:
         first = failed[0]["error"]
         words = f"{len(failed)} of {len(rows)} rows failed, the first with {first}"
         if len(failed) == len(rows):
-            raise NothingComputed(first, first if len(rows) == 1 else words, kept)
+            raise NothingComputed(first, first if len(rows) == 1 else words, table, kept)
         warnings.warn(f"{words}; see the column 'error'", stacklevel=3)
-    return pd.DataFrame(rows).drop(columns=["traceback", "format"], errors="ignore")
+    return table
 
 
 class _Work:
