@@ -16,6 +16,7 @@ from .experiments.grid import Grid as Grid
 from .experiments.shared import Cancelled as Cancelled
 from .experiments.store import Store as Store
 from .experiments.sweep import sweep as sweep
+from .interactive import exercises as exercises
 from .interactive.explorers.adapters import AdapterExplorer as AdapterExplorer
 from .interactive.explorers.distortion import DistortionExplorer as DistortionExplorer
 from .interactive.explorers.gallery import Gallery as Gallery

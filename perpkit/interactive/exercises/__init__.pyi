@@ -1,0 +1,1 @@
+from .selection import check_mask as check_mask
