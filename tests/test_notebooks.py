@@ -125,6 +125,27 @@ def test_what_is_kept_of_an_execution(executed):
 
 
 @pytest.mark.slow
+def test_badges_open_the_notebook(executed):
+    series = executed.parents[1] / "notebooks" / "00_all.ipynb"
+    series.parent.mkdir(exist_ok=True)
+    series.write_bytes(executed.read_bytes())
+    assert execute(series).returncode == 0
+    first = nbformat.read(series, as_version=4).cells[0].source
+    assert first.endswith("\n\n# All")
+    links = re.findall(r"\]\((https://[^)]*)\)", first.split("\n")[0])
+    binder, colab = links[0], links[1]
+    assert re.fullmatch(
+        r"https://mybinder\.org/v2/gh/[^/]+/[^/]+/HEAD\?labpath=notebooks%2F00_all\.ipynb", binder
+    )
+    assert colab.endswith("/blob/main/notebooks/00_all.ipynb")
+    assert execute(series).returncode == 0
+    assert nbformat.read(series, as_version=4).cells[0].source == first
+    series.write_text(series.read_text().replace("mybinder", "theirbinder"))
+    done = execute("--check", series)
+    assert "begins with other badges" in done.stderr
+
+
+@pytest.mark.slow
 def test_executing_again_changes_nothing(executed):
     before = executed.read_bytes()
     assert execute(executed).returncode == 0
