@@ -2,7 +2,7 @@
 
 import typer
 
-from . import demo, doctor, results, sweep
+from . import bench, demo, doctor, results, sweep
 from .axes import AxesCommand
 from .exits import EPILOG
 
@@ -18,3 +18,4 @@ main.command(epilog=EPILOG)(demo.demo)
 main.command(epilog=EPILOG, cls=AxesCommand)(sweep.sweep)
 main.command(epilog=EPILOG)(results.results)
 main.command(epilog=EPILOG)(doctor.doctor)
+main.command(epilog=EPILOG)(bench.bench)

@@ -116,7 +116,9 @@ def _devices() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    if (free := _free_memory()) is not None:
+    from ..evaluation.cost import free_memory
+
+    if (free := free_memory("cpu")) is not None:
         little = free < LITTLE_MEMORY
         remedy = "close other programs, or take a smaller model" if little else ""
         yield Finding("memory", WARNING if little else OK, f"{free / GIB:.1f} GiB free", remedy)
@@ -141,15 +143,6 @@ def _disk(what: str, folder: Path, variable: str) -> Finding:
 def _there(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())
-
-
-def _free_memory() -> int | None:
-    """Bytes that programs can still have, where the system says so."""
-    file = Path("/proc/meminfo")
-    if not file.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def _hub() -> Iterator[Finding]:

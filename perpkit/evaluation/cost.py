@@ -28,6 +28,27 @@ def device_name(where: Where) -> str:
     return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items())
 
 
+def free_memory(where: Where) -> int | None:
+    """Bytes that can still be had on a device, or on those of a model together; None where nobody says.
+
+    >>> free_memory("cpu") is None or free_memory("cpu") > 2**20
+    True
+    """
+    free = [
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_on_host()
+        for device in _devices(where)
+    ]
+    return None if None in free else sum(filter(None, free))
+
+
+def _free_on_host() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 class Cost:
     """Measures the work inside its `with` block: `seconds` by phase, and `peak_memory` in bytes.
 
