@@ -97,6 +97,19 @@ def same_kind(what: str, got: Any, want: torch.Tensor) -> torch.Tensor:
     return got
 
 
+def number(what: str, got: Any) -> float:
+    """Raise `Wrong` unless `got` is a number or a tensor of one; returns it.
+
+    >>> number("the error", torch.tensor([0.5]))
+    0.5
+    """
+    if torch.is_tensor(got) and got.numel() == 1:
+        got = got.item()
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        raise Wrong(f"{what} is a {type(got).__name__}; want a number")
+    return float(got)
+
+
 def close(what: str, got: Any, want: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Raise `Wrong`, naming the first differing entry, unless all agree within `tolerance` of the largest.
 
