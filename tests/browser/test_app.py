@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -13,10 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import PATIENCE, SCREENSHOTS, Explorer
+from .lab import PATIENCE, ROOT, SCREENSHOTS, Explorer, free_port, make_command
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +23,13 @@ def page(browser, tmp_path_factory):
     home = tmp_path_factory.mktemp("app")
     (home / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "explorer.ipynb", home / "notebooks")
-    said = subprocess.run(["make", "-n", "app"], cwd=ROOT, capture_output=True, text=True, check=True)
-    command = shlex.split(said.stdout.splitlines()[-1])
-    command[0] = str(ROOT / command[0])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}/"
     private = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     environment = {**os.environ, **private, "PERPKIT_STORE": str(home / "rows.sqlite")}
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--no-browser", f"--port={port}"],
+            [*make_command("app"), "--no-browser", f"--port={port}"],
             cwd=home,
             env=environment,
             stdout=log,

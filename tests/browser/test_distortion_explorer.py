@@ -3,13 +3,11 @@
 import io
 import re
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-from .conftest import Explorer, Notebook
+from .lab import Explorer, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -30,14 +28,8 @@ READ = re.compile("^hidden state after the last block: relative error .* after r
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    address, root = lab
-    cells = [new_code_cell(source) for source in SOURCES]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "distortion.ipynb")
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    notebook = Notebook(page, address, "distortion.ipynb")
-    yield notebook
-    page.close()
+    with opened(browser, lab, "distortion.ipynb", SOURCES) as notebook:
+        yield notebook
 
 
 def png(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -99,6 +91,8 @@ def test_a_bad_upload_is_told_and_the_next_is_looked_at(notebook):
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     upload(cell, "moves.gif", png(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     explorer.expect(re.compile("^ValueError: 'moves.gif' is animated"))
+    upload(cell, "large.png", bytes(21 * 2**20))
+    explorer.expect(re.compile(r"^ValueError: 'large.png' has 21\.0 MB; a picture may have 20 MB"))
     upload(cell, "bomb.png", png(Image.new("1", (8000, 8000))))
     explorer.expect(re.compile("^ValueError: 'bomb.png' unpacks to 8000 × 8000 pixels"))
     # The same file twice, as when somebody has mended it.

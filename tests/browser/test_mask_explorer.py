@@ -2,12 +2,10 @@
 
 import re
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from .conftest import Explorer, Notebook
+from .lab import Explorer, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -31,14 +29,8 @@ COUNT = """image => {
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    address, root = lab
-    cells = [new_code_cell(source) for source in SOURCES]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "matrices.ipynb")
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    notebook = Notebook(page, address, "matrices.ipynb")
-    yield notebook
-    page.close()
+    with opened(browser, lab, "matrices.ipynb", SOURCES) as notebook:
+        yield notebook
 
 
 def choose(explorer: Explorer, cell, name: str, label: str) -> None:

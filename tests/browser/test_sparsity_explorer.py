@@ -3,14 +3,12 @@
 import hashlib
 import re
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
 import perpkit as pk
 
-from .conftest import Explorer, Notebook
+from .lab import Explorer, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -32,14 +30,8 @@ FIRST, ENDLESS, BREAKS, DIGEST = 1, 2, 3, 4
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    address, root = lab
-    cells = [new_code_cell(source) for source in SOURCES]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "explorer.ipynb")
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    notebook = Notebook(page, address, "explorer.ipynb")
-    yield notebook
-    page.close()
+    with opened(browser, lab, "explorer.ipynb", SOURCES) as notebook:
+        yield notebook
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import re
 
-import nbformat
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.sync_api import expect
 
-from .conftest import Explorer, Notebook
+from .lab import Explorer, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -27,14 +25,8 @@ FILLED, ENDLESS = 1, 2
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    address, root = lab
-    cells = [new_code_cell(source) for source in SOURCES]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "grid.ipynb")
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    notebook = Notebook(page, address, "grid.ipynb")
-    yield notebook
-    page.close()
+    with opened(browser, lab, "grid.ipynb", SOURCES) as notebook:
+        yield notebook
 
 
 @pytest.fixture
