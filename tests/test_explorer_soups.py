@@ -107,7 +107,7 @@ def test_cancel_stops_the_retraining_and_a_new_choice_starts_it_again():
             threading.Event().wait(0.05)
         explorer.cancel.click()
         assert explorer.wait(SOON)
-        assert words(explorer) == "cancelled; finished rows are kept"
+        assert words(explorer) == "cancelled; what was finished before is kept"
         with pytest.raises(ValueError, match="nothing is computed yet"):
             explorer.figure()
         explorer.again.click()

@@ -216,7 +216,7 @@ class Explorer(widgets.VBox):
             # Enabled means that something runs: a click that comes too late must not hide its result.
             if not self.cancel.disabled:
                 self._job.cancel()
-                self._say("cancelled; finished rows are kept", again=True)
+                self._say("cancelled; what was finished before is kept", again=True)
 
     @guarded
     def _on_again(self, _) -> None:
