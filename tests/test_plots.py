@@ -208,3 +208,9 @@ def test_pyplot_is_never_imported():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_whole_numbers_have_whole_ticks():
+    table = pd.DataFrame({"block": [1, 2, 3], "error": [0.1, 0.2, 0.3], "retrain": "none"})
+    ticks = pk.plot_curves(table, x="block", y="error").axes[0].get_xticks()
+    assert [tick for tick in ticks if tick != round(tick)] == []

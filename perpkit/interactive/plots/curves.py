@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ...experiments.experiment import Experiment
 from .card import (
@@ -173,6 +174,9 @@ def _panel(
     axes.set_ylabel(words(y))
     if is_share(x):
         axes.xaxis.set_major_formatter(lambda value, _: figure_of(x, value))
+    elif pd.api.types.is_integer_dtype(results[x]):
+        # There is no block 1.5.
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axes)
     axes.grid(alpha=0.12, which="minor", axis="y")
 
