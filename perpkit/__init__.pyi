@@ -25,6 +25,8 @@ from .interactive.explorers.masks import MaskExplorer as MaskExplorer
 from .interactive.explorers.outliers import OutlierExplorer as OutlierExplorer
 from .interactive.explorers.soups import SoupExplorer as SoupExplorer
 from .interactive.explorers.sparsity import SparsityExplorer as SparsityExplorer
+from .interactive.paper import paper_figure as paper_figure
+from .interactive.paper import paper_figures as paper_figures
 from .interactive.plots.abilities import plot_abilities as plot_abilities
 from .interactive.plots.adapter import plot_adapter as plot_adapter
 from .interactive.plots.curves import plot_curves as plot_curves

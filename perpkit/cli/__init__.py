@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, demo, doctor, results, sweep
+from . import bench, demo, doctor, figures, results, sweep
 from .axes import AxesCommand
 from .exits import EPILOG
 
@@ -16,6 +16,7 @@ def _perpkit() -> None:
 
 main.command(epilog=EPILOG)(demo.demo)
 main.command(epilog=EPILOG, cls=AxesCommand)(sweep.sweep)
+main.command(epilog=EPILOG)(figures.figures)
 main.command(epilog=EPILOG)(results.results)
 main.command(epilog=EPILOG)(doctor.doctor)
 main.command(epilog=EPILOG)(bench.bench)

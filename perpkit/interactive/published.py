@@ -1,35 +1,15 @@
 """The papers' own numbers that the rows of an experiment can be compared with."""
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 import pandas as pd
 
 from ..evaluation.tasks import PAPERS, task_names
 from ..experiments.experiment import Experiment
+from ..experiments.paper.tables import PERP_V1, TALK, curve, table
 from ..pruning.method import DEFAULT_GROUPS
-from ..sources.embedded import data_folder
 
 COLUMNS = ["sparsity", "perplexity", "accuracy", "label"]
-# The papers' methods by the retrainings that train the same parameters. Those of PERP v1 are nested.
-PERP_V1 = {
-    "none": "none",
-    "biases": "biases",
-    "perp_v1:biases": "biases",
-    "biases+norms": "ln_parameters",
-    "perp_v1:norms": "ln_parameters",
-    "biases+norms+head": "linear_probing",
-    "perp_v1:linear_probing": "linear_probing",
-    "full": "full_ft",
-    "perp_v1:full": "full_ft",
-}
-TALK = {
-    "none": "none",
-    "biases": "biases",
-    "norms": "ln_parameters",
-    "mask_lora": "masklora",
-    "full": "full_ft",
-}
 # Biases, normalisations and low-rank adapters of some layers: no retraining of ours trains exactly these.
 PERP = "PERP"
 
@@ -72,9 +52,9 @@ def _perplexities(model: str, experiment: Experiment, names: list[str]) -> list[
     value = "wikitext2_perplexity"
     parts = []
     if (experiment.criterion, experiment.pattern) == ("magnitude", None):
-        curves = _table("perp_v1_table5_subset_perplexity")
-        parts = [_curve(curves, model, PERP_V1, names, value, "perplexity", {"perp": PERP})]
-    criteria = _table("perp_v1_table2_criteria_perplexity")
+        curves = table("perp_v1_table5_subset_perplexity")
+        parts = [curve(curves, model, PERP_V1, names, value, "perplexity", {"perp": PERP})]
+    criteria = table("perp_v1_table2_criteria_perplexity")
     pattern = experiment.pattern or "unstructured-50"
     points = criteria[(criteria["model"] == model) & (criteria["pattern"].isin([pattern, "dense"]))]
     labels = {"dense": "none", experiment.criterion: "none", f"{experiment.criterion}+perp": PERP}
@@ -98,40 +78,15 @@ def _accuracies(model: str, experiment: Experiment, names: list[str]) -> list[li
     if experiment.pattern is not None:
         return []
     value = "mean_zero_shot_accuracy_pct"
-    points = _table("talk_reconstruction_zero_shot")
+    points = table("talk_reconstruction_zero_shot")
     points = points[(points["model"] == model) & (points["criterion"] == experiment.criterion)]
     bare = points.loc[points["masklora_reconstruction"] == "no", value]
     if bare.empty:
         return []
-    curves = _table("talk_zero_shot_opt2.7b").assign(**{value: lambda table: table[value] / 100})
+    curves = table("talk_zero_shot_opt2.7b").assign(**{value: lambda numbers: numbers[value] / 100})
     # The dense model belongs to every criterion.
     retrained = names if experiment.criterion == "magnitude" else []
     return [
-        _curve(curves, model, TALK, retrained, value, "accuracy", {}),
+        curve(curves, model, TALK, retrained, value, "accuracy", {}),
         [{"sparsity": 0.5, "accuracy": each / 100, "label": "none"} for each in bare],
     ]
-
-
-def _curve(
-    table: pd.DataFrame,
-    model: str,
-    methods: dict[str, str],
-    names: list[str],
-    value: str,
-    column: str,
-    others: dict[str, str],
-) -> list[dict]:
-    """The rows of a model over sparsity, under the names of our retrainings and of the others."""
-    theirs = [("none", "dense"), *((name, methods[name]) for name in names if name in methods)]
-    theirs += [(label, method) for method, label in others.items()]
-    rows = table[table["model"] == model]
-    return [
-        {"sparsity": row["sparsity_pct"] / 100, column: row[value], "label": label}
-        for label, method in theirs
-        for row in rows[rows["method"] == method].to_dict("records")
-    ]
-
-
-@lru_cache
-def _table(name: str) -> pd.DataFrame:
-    return pd.read_csv(data_folder("paper", f"{name}.csv"))

@@ -1,0 +1,64 @@
+"""Jobs with language models that no sweep has: reconstruction by adapters."""
+
+import copy
+from functools import lru_cache
+from typing import Any
+
+from ...evaluation.perplexity import perplexity
+from ...evaluation.zero_shot import mean_accuracy, zero_shot
+from ...pruning.prune import CALIBRATED, prune
+from ...retraining.layerwise.reconstruct import reconstruct
+from ...sources.models import load_model
+from ...sources.text import Text, load_text
+
+UNIT = "submodule"
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, text: str, dtype: str) -> tuple[Any, Any, Text]:
+    dense, tokenizer = load_model(model, dtype=dtype)
+    return dense, tokenizer, load_text(text, tokenizer)
+
+
+def reconstructed(
+    model: str,
+    text: str,
+    dtype: str,
+    tasks: str,
+    tasks_dir: str | None,
+    criterion: str,
+    sparsity: float,
+    rank: int,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> list[dict]:
+    """Prune, reconstruct attention and MLP parts one after the other by MaskLoRA, and ask: one row."""
+    dense, tokenizer, windows = _loaded(model, text, dtype)
+    mended = copy.deepcopy(dense)
+    calibration = windows.calibration if criterion in CALIBRATED else None
+    masks = prune(mended, criterion, sparsity=sparsity, calibration=calibration, progress=False)
+    reconstruct(
+        mended,
+        dense,
+        masks,
+        windows.calibration,
+        unit=UNIT,
+        trainable="mask_lora",
+        rank=rank,
+        alpha=2.0 * rank,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        progress=False,
+    )
+    masks.check(mended)
+    asked = zero_shot(mended, tokenizer, tasks=tasks, tasks_dir=tasks_dir, progress=False)
+    accuracy, stderr = mean_accuracy(asked)
+    return [
+        {
+            **{"model": model, "criterion": criterion, "sparsity": sparsity, "seed": seed},
+            **{"accuracy": accuracy, "accuracy_stderr": stderr},
+            **{"perplexity": perplexity(mended, windows.test), "protocol": windows.protocol},
+        }
+    ]
