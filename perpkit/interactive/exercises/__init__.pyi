@@ -1,3 +1,6 @@
+from .activations import check_hessian as check_hessian
+from .activations import check_obs as check_obs
+from .activations import check_wanda as check_wanda
 from .adapters import check_lora_gradient as check_lora_gradient
 from .adapters import check_merge as check_merge
 from .adapters import check_scale_start as check_scale_start
@@ -19,3 +22,6 @@ from .retraining import check_masked_gradient as check_masked_gradient
 from .retraining import check_masked_step as check_masked_step
 from .retraining import check_share as check_share
 from .selection import check_mask as check_mask
+from .soups import check_average_sparsity as check_average_sparsity
+from .soups import check_greedy as check_greedy
+from .soups import check_soup as check_soup
