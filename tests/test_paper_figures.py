@@ -112,6 +112,7 @@ def test_a_figure_that_fails_altogether_has_no_rows(store):
 # --- the command ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_written_with_a_report(store):
     done = figures(store, "--only", ",".join(QUICK))
     assert done.exit_code == 0, done.output

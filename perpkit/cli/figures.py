@@ -10,7 +10,7 @@ import typer
 
 from .axes import split
 from .exits import ERROR, SOME_FAILED, errors_in_words
-from .sweep import StoreOption, _looked_at, _on_threads, _path
+from .sweep import StoreOption, looked_at, on_threads, store_path
 from .workers import cores, cuda_devices, worker_processes
 
 if TYPE_CHECKING:
@@ -94,8 +94,6 @@ def _writable(out: Path) -> None:
 def _compute(
     chosen: list["Recipe"], scale: "Scale", path: Path | None, count: int, retry_failed: bool, out: Path
 ) -> None:
-    import torch
-
     from ..experiments.paper.reproduce import reproduce
     from ..interactive.paper import figures_of
     from ..interactive.plots.figure import save_figure
@@ -103,11 +101,10 @@ def _compute(
 
     started = time.perf_counter()
     threads = max(1, len(cores()) // count)
-    if count < 2:
-        torch.set_num_threads(len(cores()))
     # What a library prints is no result.
     with (
         redirect_stdout(sys.stderr),
+        on_threads(threads),
         worker_processes(count, threads=threads, devices=cuda_devices()) as executor,
     ):
         computed = reproduce(chosen, scale, store=path, executor=executor, retry_failed=retry_failed)
@@ -156,10 +153,10 @@ def _estimate(chosen: list["Recipe"], scale: "Scale", path: Path | None, count: 
 
     grid, jobs = work(chosen, scale)
     with (
-        _looked_at(path) as store,
-        _looked_at(job_store(_path(path))) as beside,
+        looked_at(path) as store,
+        looked_at(job_store(store_path(path))) as beside,
         redirect_stdout(sys.stderr),
-        _on_threads(max(1, len(cores()) // count)),
+        on_threads(max(1, len(cores()) // count)),
     ):
         known = store.get(each.key() for each in grid) | beside.get(job.key() for job in jobs)
         left = [job for job in jobs if job.key() not in known]

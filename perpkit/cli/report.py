@@ -50,13 +50,13 @@ def report(
 
 
 def _head(drawn: Sequence["PaperFigure"], left_out: Sequence["Recipe"], scale: "Scale") -> str:
+    from importlib.metadata import version
+
     import torch
     import transformers
 
-    import perpkit
-
     versions = (
-        f"perpkit {perpkit.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+        f"perpkit {version('perpkit')}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     words = (
         "The published numbers are those of the papers' models, in the report beside this kit's of the same: "

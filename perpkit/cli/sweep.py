@@ -116,18 +116,20 @@ def _estimate(
     retry_failed: bool,
     as_json: bool,
 ) -> None:
-    with _looked_at(path) as store, redirect_stdout(sys.stderr):
+    with looked_at(path) as store, redirect_stdout(sys.stderr):
         left = _left(grid, store, retry_failed)
         # What is tried takes as long as in a worker only on as many threads.
         count, threads = _shares(left, workers, threads)
         if left:
             typer.echo("trying one row of each kind that was never run here …", err=True)
-        with _on_threads(threads):
+        with on_threads(threads):
             estimate = grid.estimate(store)
     again = estimate.failed if retry_failed else 0
     if as_json:
         counts = {"finished": estimate.finished, "failed": estimate.failed, "left": estimate.left + again}
-        print_json({"rows": estimate.rows, **counts, "seconds": estimate.seconds, "store": str(_path(path))})
+        print_json(
+            {"rows": estimate.rows, **counts, "seconds": estimate.seconds, "store": str(store_path(path))}
+        )
         return
     typer.echo(str(estimate))
     if again:
@@ -150,7 +152,8 @@ def _shares(left: int, workers: int | None, threads: int | None) -> tuple[int, i
 
 
 @contextmanager
-def _on_threads(threads: int | None) -> Iterator[None]:
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Inside, torch computes on as many threads; None leaves them as they are."""
     import torch
 
     before = torch.get_num_threads()
@@ -162,18 +165,19 @@ def _on_threads(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _looked_at(path: Path | None) -> Iterator["Store"]:
+def looked_at(path: Path | None) -> Iterator["Store"]:
     """The store to read from, which is not created when it is not there."""
     from ..experiments.store import Store
 
-    if _path(path).exists():
+    if store_path(path).exists():
         yield Store(path, readonly=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Store(Path(folder) / "results.sqlite")
 
 
-def _path(path: Path | None) -> Path:
+def store_path(path: Path | None) -> Path:
+    """The file of the rows: the one that is named, or else the default one."""
     from ..experiments.store import default_store
 
     return default_store() if path is None else path.expanduser()
@@ -207,7 +211,7 @@ def _nothing(error: "NothingComputed", store: Path | None, as_json: bool) -> NoR
     """Say that every row has failed; scripts get their document all the same."""
     count = len(error.rows)
     if as_json:
-        told = {"finished": 0, "failed": count, "error": error.first, "store": str(_path(store))}
+        told = {"finished": 0, "failed": count, "error": error.first, "store": str(store_path(store))}
         print_json({"rows": records(error.rows), **told})
     every = "the row" if count == 1 else f"all {count} rows"
     ways = f" ({_where(store)} shows where; --retry-failed tries again)" if error.kept else ""
