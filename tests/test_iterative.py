@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from case_names import named
 
 import perpkit as pk
 from perpkit.retraining.iterative import Cycle, geometric_sparsities, imp
@@ -220,7 +221,7 @@ def head_is_tied(model):
         ({"distill_weight": 2.0}, "distill_weight"),
         ({"batch": 0}, "batch is 0"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_bad_options_neither_prune_nor_untie(make_model, windows, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)

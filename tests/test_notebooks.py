@@ -36,6 +36,22 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, f"no notebook under {FOLDER}"
 
 
+def test_every_notebook_of_the_series_has_its_solutions():
+    series = {path.name for path in FOLDER.glob("[0-9][0-9]_*.ipynb")}
+    assert len(series) == 10
+    assert {path.name for path in (FOLDER / "solutions").glob("*.ipynb")} == series
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("[0-9][0-9]_*.ipynb")))
+def test_solutions_pass_every_check_of_their_notebook(name):
+    def checks(path: Path) -> set[str]:
+        return set(re.findall(r"exercises\.(check_\w+)", "".join(cell.source for cell in code_cells(path))))
+
+    asked = checks(FOLDER / name)
+    assert asked
+    assert checks(FOLDER / "solutions" / name) >= asked
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     """One store for all the notebooks: what one has computed the next finds."""

@@ -7,6 +7,7 @@ import socket
 import pandas as pd
 import pytest
 import torch
+from case_names import named
 from torch import nn
 
 from perpkit.pruning.masks import Masks
@@ -106,7 +107,7 @@ def kill(step, loss):
         raise Killed
 
 
-@pytest.mark.parametrize("augment", [crop_and_flip, functools.partial(torch.Tensor.add, alpha=0)], ids=str)
+@pytest.mark.parametrize("augment", [crop_and_flip, functools.partial(torch.Tensor.add, alpha=0)], ids=named)
 def test_a_killed_run_goes_on_to_the_same_bits(data, tmp_path, augment):
     if isinstance(augment, functools.partial):
         augment = functools.partial(scaled, by=2.0)

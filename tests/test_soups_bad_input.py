@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from case_names import named
 from soup_parts import cook, same_tensors
 
 from perpkit.retraining.soups.candidates import variation
@@ -70,7 +71,7 @@ def dense(make_model):
         ({"validation": (torch.zeros(2, 3), torch.zeros(2))}, "validation does not fit: the data is a tuple"),
         ({"validation": torch.full((2, 16), 99)}, "validation does not fit: .*99"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_refused_before_anything_is_done(dense, windows, tmp_path, changes, words):
     before = copy.deepcopy(dense)
@@ -117,7 +118,7 @@ def test_the_spread_of_values():
         ({"model": 1}, "another model"),
         ({"data": -1}, "another data"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_folder_of_another_run(make_model, windows, tmp_path, changes, words):
     teacher = make_model("opt", seed=5)
