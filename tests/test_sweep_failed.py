@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -130,6 +131,9 @@ def test_a_model_that_cannot_be_loaded_fails_its_rows_at_once_and_is_not_kept(
 
     def loading(name, **options):
         asked.append(name)
+        if name == missing:
+            # Long enough for the sweep to hear of the first before all have asked.
+            time.sleep(0.3)
         return load_model(name, **options)
 
     monkeypatch.setattr(running, "load_model", loading)
