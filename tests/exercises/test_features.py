@@ -36,6 +36,7 @@ def test_right_answers_pass():
             "centre the columns",
         ),
         ("cka", lambda x, y: cka(x, y) ** 0.5, "enters as its square"),
+        ("cka", lambda x, y: float("nan"), "is nan; want a finite number"),
         ("cka", lambda x, y: 1.0, "you say 1.0000; want"),
         ("cka", lambda x, y: (y.T @ x).norm() ** 2, "1; you say"),
         ("bias", lambda x, w, p, b: b, "add it"),

@@ -1,5 +1,6 @@
 """Training speed and memory of the ways to retrain, on a model of random weights."""
 
+import gc
 import time
 import warnings
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ def measure(setting: Setting) -> dict:
         row["error"] = "out of memory"
     except (ValueError, ImportError) as error:
         row["error"] = str(error)
+    # The model of this row must be gone before the next is measured.
+    gc.collect()
     if setting.device.startswith("cuda"):
         torch.cuda.empty_cache()
     return row

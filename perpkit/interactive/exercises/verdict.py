@@ -3,6 +3,7 @@
 import copy
 import functools
 import html
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def number(what: str, got: Any) -> float:
         got = got.item()
     if isinstance(got, bool) or not isinstance(got, (int, float)):
         raise Wrong(f"{what} is a {type(got).__name__}; want a number")
+    if not math.isfinite(got):
+        raise Wrong(f"{what} is {got}; want a finite number")
     return float(got)
 
 
