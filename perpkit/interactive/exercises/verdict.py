@@ -88,14 +88,15 @@ def call(answer: Callable, *given: Any, **named: Any) -> Any:
 
 
 def same_kind(what: str, got: Any, want: torch.Tensor) -> torch.Tensor:
-    """Raise `Wrong` unless `got` is a tensor of the shape and kind of `want`; returns it."""
+    """Raise `Wrong` unless `got` is a tensor of the shape and kind of `want`; returns it in its dtype."""
     if not torch.is_tensor(got):
         raise Wrong(f"{what} is a {type(got).__name__}; want a torch.Tensor")
     if got.shape != want.shape:
         raise Wrong(f"{what} has shape {tuple(got.shape)}; want {tuple(want.shape)}")
     if (got.dtype == torch.bool) != (want.dtype == torch.bool):
         raise Wrong(f"{what} is of {got.dtype}; want {want.dtype}")
-    return got
+    # Whoever computes in float64 is right, too.
+    return got.to(want.dtype)
 
 
 def number(what: str, got: Any) -> float:
