@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from browser.lab import make_command
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -128,6 +129,13 @@ def test_make_lists_and_plans_every_target():
     for target in TARGETS:
         assert f"make {target} " in listed
         assert make("-n", target).stdout, f"make {target} does nothing"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_commands_of_make_are_found_inside_make_too(monkeypatch):
+    monkeypatch.setenv("MAKEFLAGS", "w")
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert make_command("lab")[0] == str(ROOT / ".venv" / "bin" / "jupyter")
 
 
 def test_citation_names_the_main_papers():

@@ -58,7 +58,10 @@ def free_port() -> int:
 
 def make_command(target: str) -> list[str]:
     """What a target of the Makefile would run."""
-    said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Not as a part of the `make test` that may be running: its flags would add lines about directories.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-n", "--no-print-directory", target]
+    said = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     program, *rest = shlex.split(said.stdout.splitlines()[-1])
     return [str(ROOT / program), *rest]
 
