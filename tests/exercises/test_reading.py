@@ -35,7 +35,7 @@ def test_right_answers_pass():
         (lambda p, r, d: -recovered(p, r, d), "counts as positive"),
         (lambda p, r, d: 0.9108, "want 1$"),
         (lambda p, r, d: max(0.0, recovered(p, r, d)), "want -1$"),
-        (lambda p, r, d: "much", "returns a str"),
+        (lambda p, r, d: "much", "is a str; want a number"),
         (lambda p, r, d: None, "returns nothing yet"),
     ],
 )

@@ -82,7 +82,7 @@ def test_right_answers_pass():
         (mean, "the second has weights where the mask prunes.*raise a ValueError"),
         (checks_the_average, "both has weights"),
         (mean_of_the_kept, "has .* at .*; want"),
-        (in_place, "changes the states"),
+        (in_place, "changes its argument 1 in place"),
         (raises_another, "raises RuntimeError"),
         (lambda states, masks: {name: right_soup(states, masks)[name] for name in masks}, "has no 'bias'"),
         (lambda states, masks: states[0], "want"),

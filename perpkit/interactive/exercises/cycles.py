@@ -24,7 +24,8 @@ def check_cycle_sparsity(my_sparsity: Callable[[int, int, float], float]) -> Non
         for cycle in range(1, cycles + 1):
             got = number("the sparsity", call(my_sparsity, cycle, cycles, sparsity))
             want = 1 - (1 - sparsity) ** (cycle / cycles)
-            if abs(got - want) > 1e-9:
+            # Whoever computes in float32 is right, too.
+            if abs(got - want) > 1e-6:
                 start = f"after cycle {cycle} of {cycles} to {sparsity:.0%} you say {got:.1%}"
                 want_said = "the last cycle must reach the target"
                 if cycle < cycles:

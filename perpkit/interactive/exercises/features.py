@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ...evaluation.distortion import linear_cka, relative_error
-from .verdict import Wrong, call, check, close, number
+from .verdict import Wrong, call, check, close, number, same_kind
 
 
 @check("the distance, measured in lengths of the reference")
@@ -53,6 +53,12 @@ def check_cka(my_cka: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
             f"a shift of all features by 3 changes your value from 1 to {shifted:.4g}: centre the columns"
         )
     got, want = number("the similarity", call(my_cka, x, y)), linear_cka(x, y)
+    shifted = number("the similarity", call(my_cka, x + 3, y))
+    if abs(shifted - got) > 1e-6:
+        raise Wrong(
+            f"a shift of the first features by 3 changes your value from {got:.4g} to {shifted:.4g}: centre "
+            "the columns of both"
+        )
     if abs(got - want) > 1e-6:
         hint = ": the norm of YᵀX enters as its square" if abs(got**2 - want) < 0.05 else ""
         raise Wrong(f"for two random features of 4 and 6 columns you say {got:.4f}; want {want:.4f}{hint}")
@@ -90,16 +96,15 @@ def check_bias(my_bias: Bias) -> None:
     cases.append((inputs, weight, weight * (weight.abs() > 0.5), torch.randn(3, generator=generator)))
     for inputs, weight, pruned, bias in cases:
         lost = (inputs @ (weight - pruned).T).mean(0)
-        got = call(my_bias, inputs, weight, pruned, bias)
+        got = same_kind("the bias", call(my_bias, inputs, weight, pruned, bias), bias).detach()
         try:
             close("the bias", got, bias + lost, 1e-4)
         except Wrong as wrong:
             hint = ""
-            if torch.is_tensor(got) and got.shape == lost.shape:
-                if torch.allclose(got, bias):
-                    hint = ". Pruned weights gave something on the average: add it"
-                elif torch.allclose(got, lost, atol=1e-5):
-                    hint = ". The old bias is still needed"
-                elif torch.allclose(got, bias - lost, atol=1e-5):
-                    hint = ". The sign is the wrong way round"
+            if torch.allclose(got, bias):
+                hint = ". Pruned weights gave something on the average: add it"
+            elif torch.allclose(got, lost, atol=1e-5):
+                hint = ". The old bias is still needed"
+            elif torch.allclose(got, bias - lost, atol=1e-5):
+                hint = ". The sign is the wrong way round"
             raise Wrong(f"{wrong}{hint}") from None

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ...retraining.layerwise.optimum import Moments, optimum
-from .verdict import Wrong, call, check, close, same_kind
+from .verdict import Wrong, call, check, close, number, same_kind
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-4
@@ -27,7 +26,7 @@ and so the Gram matrix, do not enter it
     for inputs, dense, mask in _cases():
         new, gram = dense * mask, _gram(inputs)
         want = float(_moments(inputs).errors(new, dense).sum())
-        got = _number("the error", call(my_error, dense, new, gram))
+        got = number("the error", call(my_error, dense, new, gram))
         if _near(got, want):
             continue
         lost = dense - new
@@ -114,7 +113,7 @@ def check_multiple(my_multiple: Callable[[Tensor, Tensor, Tensor, Tensor], float
             errors = moments.errors(new, dense)
             want = float(errors.sum() / least.sum())
             asked = f"of {_size(dense)} {how} the multiple"
-            got = _number("the multiple", call(my_multiple, dense, new, mask, gram))
+            got = number("the multiple", call(my_multiple, dense, new, mask, gram))
             if _near(got, want):
                 continue
             weights = (dense - new).square().sum() / (dense - best).square().sum()
@@ -166,18 +165,6 @@ def _error(inputs: Tensor, row: Tensor, new: Tensor) -> float:
 
 def _size(matrix: Tensor) -> str:
     return f"a {matrix.shape[0]}×{matrix.shape[1]} matrix"
-
-
-def _number(what: str, got: Any) -> float:
-    if torch.is_tensor(got):
-        if got.numel() != 1:
-            raise Wrong(f"{what} has shape {tuple(got.shape)}; want one number")
-        got = got.item()
-    if isinstance(got, bool) or not isinstance(got, int | float):
-        raise Wrong(f"{what} is a {type(got).__name__}; want a number")
-    if not math.isfinite(got):
-        raise Wrong(f"{what} is {got}")
-    return float(got)
 
 
 def _near(got: float, want: float) -> bool:

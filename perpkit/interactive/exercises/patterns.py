@@ -7,7 +7,7 @@ import torch
 
 from ...pruning.allocation import erk
 from ...pruning.selection import select
-from .verdict import Wrong, call, check, same_kind
+from .verdict import Wrong, call, check, number, same_kind
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -114,21 +114,21 @@ def check_erk(my_erk: Callable[[Shapes, float], Mapping[str, float]]) -> None:
     chain: dict[str, tuple[int, ...]] = {"wide": (500, 500), "middle": (50, 50), "small": (20, 20)}
     for shapes, sparsity in [(plain, 0.8), (clipped, 0.5), (chain, 0.3)]:
         got = call(my_erk, dict(shapes), sparsity)
-        _check_allocation(got, shapes, sparsity)
+        values = _allocation(got, shapes, sparsity)
         want = erk(shapes, sparsity)
-        for name in shapes:
-            if abs(float(got[name]) - want[name]) > 2 / math.prod(shapes[name]) + 1e-4:
+        for name, value in values.items():
+            if abs(value - want[name]) > 2 / math.prod(shapes[name]) + 1e-4:
                 raise Wrong(
-                    f"of {shapes} at sparsity {sparsity} you prune {float(got[name]):.4f} of {name!r}; want "
+                    f"of {shapes} at sparsity {sparsity} you prune {value:.4f} of {name!r}; want "
                     f"{want[name]:.4f}"
                 )
 
 
-def _check_allocation(got: object, shapes: Shapes, sparsity: float) -> None:
-    """Name the usual mistakes before a single number is compared."""
+def _allocation(got: object, shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """The sparsities by name; raises `Wrong` for the usual mistakes before a single number is compared."""
     if not isinstance(got, Mapping) or set(got) != set(shapes):
         raise Wrong(f"want a dictionary from each of {sorted(shapes)} to its sparsity; got {got!r}")
-    values = {name: float(value) for name, value in got.items()}
+    values = {name: number(f"the sparsity of {name!r}", value) for name, value in got.items()}
     for name, value in values.items():
         if not -1e-9 <= value <= 1 + 1e-9:
             raise Wrong(
@@ -147,6 +147,7 @@ def _check_allocation(got: object, shapes: Shapes, sparsity: float) -> None:
         elif abs(1 - whole - sparsity) < 1e-3:
             reason = "are these densities?"
         raise Wrong(f"of {shapes} at sparsity {sparsity} you prune {whole:.4f} of all weights; {reason}")
+    return values
 
 
 def _mask(got: object, weight: torch.Tensor) -> torch.Tensor:

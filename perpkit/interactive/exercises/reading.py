@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ...retraining.freezing import gradual_layers
-from .verdict import Wrong, call, check
+from .verdict import Wrong, call, check, number
 
 
 @check("the share of the gap in log-perplexity that retraining closes")
@@ -25,7 +25,7 @@ perplexities, of which an exploded one hides all else; compare their logarithms
         (4.0, 8.0, 2.0),
     ):
         want = (math.log(pruned) - math.log(retrained)) / (math.log(pruned) - math.log(dense))
-        got = _number(call(my_recovered, pruned, retrained, dense))
+        got = number("the answer", call(my_recovered, pruned, retrained, dense))
         if math.isclose(got, want, abs_tol=1e-4):
             continue
         plain = (pruned - retrained) / (pruned - dense)
@@ -62,7 +62,7 @@ def check_aggregated(my_aggregated: Callable[[Sequence[int], int, int], float]) 
         ([3], 1, 1),
     ):
         want = _aggregated(sizes, always, stages)
-        got = _number(call(my_aggregated, sizes, always, stages))
+        got = number("the answer", call(my_aggregated, sizes, always, stages))
         if math.isclose(got, want, abs_tol=1e-6):
             continue
         whole = sum(sizes)
@@ -91,10 +91,3 @@ def _aggregated(sizes: Sequence[int], always: int, stages: int) -> float:
         active = gradual_layers(names, stage, stages, gradual="freeze")
         trained += always + sum(sizes[int(name)] for name in active)
     return trained / stages / (sum(sizes) + always)
-
-
-def _number(got: object) -> float:
-    try:
-        return float(got)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise Wrong(f"your function returns a {type(got).__name__}; want a number") from None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...retraining.subsets import trainable_share
-from .verdict import Wrong, call, check, close, same_kind
+from .verdict import Wrong, call, check, close, number, same_kind
 
 
 @check("every trained number counted, a tied matrix once, and no buffer")
@@ -20,11 +20,8 @@ def check_share(my_share: Callable[[nn.Module], float]) -> None:
     ✗ not yet: of a layer with 6 frozen weights and 2 trained biases your share is 0.4; want 2/8 = 0.25
     """
     for model, words in _models():
-        got, want = call(my_share, model), trainable_share(model)
-        if torch.is_tensor(got) and got.numel() == 1:
-            got = got.item()
-        if isinstance(got, bool) or not isinstance(got, int | float):
-            raise Wrong(f"your share is a {type(got).__name__}; want a number")
+        want = trainable_share(model)
+        got = number("your share", call(my_share, model))
         if math.isclose(got, want, rel_tol=1e-6):
             continue
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

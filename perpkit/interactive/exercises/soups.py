@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ...pruning.masks import Masks
 from ...retraining.soups.average import average, greedy
-from .verdict import Wrong, call, check, close
+from .verdict import Wrong, call, check, close, number
 
 Tensor = torch.Tensor
 States = list[dict[str, Tensor]]
@@ -36,9 +37,7 @@ def check_soup(my_soup: Callable[[States, Mapping[str, Tensor]], dict[str, Tenso
         ]
     ]
     for given in (states, states[:2], states[:1]):
-        before = [{name: tensor.clone() for name, tensor in state.items()} for state in given]
         got = call(my_soup, given, masks)
-        _untouched(given, before)
         want = average(given, Masks(masks))
         if not isinstance(got, Mapping):
             raise Wrong(f"your soup is a {type(got).__name__}; want a dict from name to tensor")
@@ -49,7 +48,14 @@ def check_soup(my_soup: Callable[[States, Mapping[str, Tensor]], dict[str, Tenso
     other = [states[0], {**states[1], "weight": torch.ones(2, 3)}]
     # Opposite weights cancel: the average is sparse, its models are not.
     hidden = [{**states[0], "weight": sign * torch.ones(2, 3)} for sign in (1.0, -1.0)]
-    for bad, which in [(other, "the second"), (other[::-1], "the first"), (hidden, "both")]:
+    # As many weights as the mask keeps, at other places.
+    moved = [states[0], {**states[1], "weight": states[1]["weight"].roll(1, 1)}]
+    for bad, which in [
+        (other, "the second"),
+        (other[::-1], "the first"),
+        (hidden, "both"),
+        (moved, "the second"),
+    ]:
         if not _refused(my_soup, bad, masks):
             raise Wrong(
                 f"of two states {which} has weights where the mask prunes, and you average them all "
@@ -68,14 +74,11 @@ def check_average_sparsity(my_sparsity: Callable[[float, int], float]) -> None:
     """
     for sparsity, models in [(0.9, 2), (0.5, 3), (0.7, 1), (0.0, 2), (1.0, 4), (0.9, 5)]:
         want = sparsity**models
-        got = call(my_sparsity, sparsity, models)
-        got = got.item() if torch.is_tensor(got) and got.numel() == 1 else got
-        if isinstance(got, bool) or not isinstance(got, int | float):
-            raise Wrong(f"the sparsity is a {type(got).__name__}; want a number")
+        got = number("the sparsity", call(my_sparsity, sparsity, models))
         if math.isclose(got, want, abs_tol=1e-6):
             continue
-        number = {1: "one model", 2: "two models"}.get(models, f"{models} models")
-        said = f"{number} of sparsity {sparsity:g} average to {got:.4g}; want {want:.4g}"
+        these = {1: "one model", 2: "two models"}.get(models, f"{models} models")
+        said = f"{these} of sparsity {sparsity:g} average to {got:.4g}; want {want:.4g}"
         hints = {
             sparsity: "That would be so with one mask for all",
             (1 - sparsity) ** models: "That is the share of weights that all models keep",
@@ -98,7 +101,14 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
     ✗ not yet: of models at 5, 1, 3 with the best at 2.25 the weights are 0.33, 0.33, 0.33; want 0, 0.5, \
 0.5. That is the uniform soup
     """
-    for places, best in [([5.0, 1.0, 3.0], 2.25), ([1.0, 7.0, 1.5, 0.0], 1.2), ([2.0, 2.0], 0.0), ([3.0], 1)]:
+    for places, best in [
+        ([5.0, 1.0, 3.0], 2.25),
+        ([1.0, 7.0, 1.5, 0.0], 1.2),
+        # The second best is left out, the worst comes in; in the order of the list all would.
+        ([-2.0, 1.5, 1.0], 0.0),
+        ([2.0, 2.0], 0.0),
+        ([3.0], 1),
+    ]:
         models = [torch.tensor([place]) for place in places]
 
         def score(tensor: Tensor, best: float = best) -> float:
@@ -108,10 +118,10 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
         named = ", ".join(f"{place:g}" for place in places)
         asked = f"of models at {named} with the best at {best:g} the weights"
         got = call(my_greedy, [model.clone() for model in models], score)
-        got = got.tolist() if torch.is_tensor(got) else got
+        got = got.tolist() if isinstance(got, torch.Tensor | np.ndarray) else got
         if not isinstance(got, Sequence) or isinstance(got, str) or len(got) != len(models):
             raise Wrong(f"{asked} are {got!r}; want a list of {len(models)} numbers")
-        got = [float(each) for each in got]
+        got = [number("a weight", each) for each in got]
         if all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(got, want, strict=True)):
             continue
         shown = ", ".join(f"{each:.2g}" for each in got)
@@ -121,7 +131,7 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
         elif all(math.isclose(each, 1 / len(got)) for each in got):
             said += ". That is the uniform soup"
         elif max(got) == 1 and got.index(1) == scores.index(max(scores)):
-            said += ". That is the best model alone"
+            said += ". That is the best model alone; whoever is left out, the next one is tried"
         elif got[scores.index(max(scores))] == 0:
             said += ". The best model is not in it; begin with that one, not with the first"
         raise Wrong(said)
@@ -134,12 +144,6 @@ def _weights(models: list[Tensor], score: Callable[[Tensor], float]) -> tuple[li
         one.weight.data.copy_(model[None])
     _, chosen, scores = greedy(held, lambda model: score(model.weight), Masks({}))  # type: ignore[arg-type]
     return [1 / len(chosen) if place in chosen else 0.0 for place in range(len(models))], scores
-
-
-def _untouched(states: States, before: States) -> None:
-    for state, old in zip(states, before, strict=True):
-        if state.keys() != old.keys() or any(not torch.equal(state[name], old[name]) for name in old):
-            raise Wrong("your function changes the states that it is given; average into a new one")
 
 
 def _refused(my_soup: Callable, states: States, masks: Any) -> bool:

@@ -4,12 +4,16 @@ import copy
 import functools
 import html
 import math
+import numbers
+import operator
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 
 class Wrong(Exception):
@@ -59,9 +63,14 @@ def check(praise: str) -> Callable[[Callable[[Callable], None]], Callable[[Calla
             if not callable(answer):
                 raise ValueError(f"{answer!r} is no function; pass yours by its name, without calling it")
             try:
-                examine(answer)
+                # Whatever the notebook has set before.
+                with torch.enable_grad(), torch.device("cpu"):
+                    examine(answer)
             except Wrong as wrong:
                 return Verdict(False, str(wrong))
+            except Exception as error:
+                words = f"what your function returns cannot be compared: {type(error).__name__}: {error}"
+                return Verdict(False, words)
             return Verdict(True, praise)
 
         return checked
@@ -80,7 +89,7 @@ def call(answer: Callable, *given: Any, **named: Any) -> Any:
     except Exception as error:
         raise Wrong(f"your function raises {type(error).__name__}: {error}{_line(answer, error)}") from error
     for place, (value, old) in enumerate(zip(given, before, strict=True)):
-        if torch.is_tensor(value) and not torch.equal(value.detach(), old):
+        if not _unchanged(value, old):
             raise Wrong(f"your function changes its argument {place + 1} in place; leave it as it was")
     if got is None or got is ...:
         raise Wrong("your function returns nothing yet")
@@ -95,19 +104,21 @@ def same_kind(what: str, got: Any, want: torch.Tensor) -> torch.Tensor:
         raise Wrong(f"{what} has shape {tuple(got.shape)}; want {tuple(want.shape)}")
     if (got.dtype == torch.bool) != (want.dtype == torch.bool):
         raise Wrong(f"{what} is of {got.dtype}; want {want.dtype}")
-    # Whoever computes in float64 is right, too.
-    return got.to(want.dtype)
+    # Whoever computes in float64 or on another device is right, too.
+    return got.to(want)
 
 
 def number(what: str, got: Any) -> float:
-    """Raise `Wrong` unless `got` is a number or a tensor of one; returns it.
+    """Raise `Wrong` unless `got` is a number, or a tensor or an array of one; returns it.
 
     >>> number("the error", torch.tensor([0.5]))
     0.5
     """
-    if torch.is_tensor(got) and got.numel() == 1:
+    if isinstance(got, torch.Tensor | np.ndarray):
+        if math.prod(got.shape) != 1:
+            raise Wrong(f"{what} has shape {tuple(got.shape)}; want one number")
         got = got.item()
-    if isinstance(got, bool) or not isinstance(got, (int, float)):
+    if isinstance(got, bool) or not isinstance(got, numbers.Real):
         raise Wrong(f"{what} is a {type(got).__name__}; want a number")
     if not math.isfinite(got):
         raise Wrong(f"{what} is {got}; want a finite number")
@@ -127,6 +138,19 @@ def close(what: str, got: Any, want: torch.Tensor, tolerance: float = 1e-5) -> N
     if apart.any():
         place = tuple(apart.nonzero()[0].tolist())
         raise Wrong(f"{what} has {got[place].item():.5g} at {place}; want {want[place].item():.5g}")
+
+
+def _unchanged(value: Any, old: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.shape == old.shape and torch.equal(value.detach(), old.detach())
+    if isinstance(value, nn.Module):
+        asked = ([p.requires_grad for p in each.parameters()] for each in (value, old))
+        return operator.eq(*asked) and _unchanged(value.state_dict(), old.state_dict())
+    if isinstance(value, Mapping):
+        return value.keys() == old.keys() and all(_unchanged(value[name], old[name]) for name in old)
+    if isinstance(value, list | tuple):
+        return len(value) == len(old) and all(map(_unchanged, value, old))
+    return bool(value == old)
 
 
 def _line(answer: Callable, error: Exception) -> str:
