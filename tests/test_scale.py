@@ -11,6 +11,8 @@ from perpkit.experiments.scale.pruning import pruning_seconds, reconstruction_se
 from perpkit.experiments.scale.shapes import SHAPES, shape
 from perpkit.experiments.scale.throughput import METHODS, Setting, fits, throughput
 from perpkit.experiments.scale.weights import empty_model, random_model
+from perpkit.pruning.prune import prune
+from perpkit.retraining.layerwise.reconstruct import reconstruct
 
 SMALL = {"layers": 1, "batch": 1, "length": 8, "steps": 1, "warmup": 1, "device": "cpu"}
 
@@ -90,6 +92,11 @@ def test_every_way_to_retrain_is_measured(tiny_shape):
     }
 
 
+def test_a_warm_up_of_less_than_nothing_is_refused():
+    with pytest.raises(ValueError, match="warmup is -1"):
+        Setting("opt-125m", "full", warmup=-1)
+
+
 def test_tokens_a_second_count_the_timed_steps_alone(tiny_shape, monkeypatch):
     """A clock that moves one second between two looks at it."""
     ticks = iter(range(1000))
@@ -124,6 +131,37 @@ def test_pruning_and_reconstruction_are_timed(tiny_shape):
         *("reconstruct a block: matrix", "reconstruct a block: submodule", "reconstruct a block: block"),
     ]
     assert all(row["seconds"] > 0 and row["peak_memory"] > 0 for row in rows)
+
+
+def test_a_row_of_pruning_that_cannot_be_had_leaves_the_others(tiny_shape, monkeypatch):
+    def short(pruned, criterion, **given):
+        if criterion == "wanda":
+            # A CPU's own words: no memory is as large as that.
+            torch.empty(2**60)
+        if criterion == "ria":
+            raise RuntimeError("a kernel has failed\nand more")
+        return prune(pruned, criterion, **given)
+
+    monkeypatch.setattr("perpkit.experiments.scale.pruning.prune", short)
+    given = {"samples": 2, "length": 8, "device": "cpu", "dtype": "float32"}
+    rows = list(pruning_seconds("opt-125m", **given))
+    errors = [None, "out of memory", "RuntimeError: a kernel has failed", None]
+    assert [row["error"] for row in rows] == errors
+    assert [row["seconds"] is None for row in rows] == [False, True, True, False]
+    done = call("--model", "opt-125m", "--what", "prune", "--length", 8, "--samples", 2, "--device", "cpu")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[2].split() == ["prune:", "wanda", "out", "of", "memory"]
+
+
+def test_a_row_of_reconstruction_that_cannot_be_had_leaves_the_others(tiny_shape, monkeypatch):
+    def short(*given, unit, **more):
+        if unit == "matrix":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reconstruct(*given, unit=unit, **more)
+
+    monkeypatch.setattr("perpkit.experiments.scale.pruning.reconstruct", short)
+    rows = list(reconstruction_seconds("opt-125m", samples=2, length=8, device="cpu", dtype="float32"))
+    assert [row["error"] for row in rows] == ["out of memory", None, None]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -163,6 +201,9 @@ def test_the_command_gives_scripts_a_document(tiny_shape):
         (["--model", "opt-125m", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["--model", "opt-125m", "--device", "tpu"], "unknown device 'tpu'"),
         (["--model", "opt-125m", "--layers", 13], "layers is 13; opt-125m has 12"),
+        (["--model", "opt-125m", "--length", 2049, "--what", "prune"], "length is 2049; opt-125m has 2048"),
+        (["--model", "opt-125m", "--length", 0], "length is 0; opt-125m has 2048 positions"),
+        (["--model", "opt-125m", "--samples", 0, "--what", "prune"], "samples is 0; it must be at least 1"),
         (["--model", "opt-125m", "--batch", 0], "batch is 0; it must be at least 1"),
     ],
 )

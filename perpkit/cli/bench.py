@@ -58,11 +58,12 @@ def bench(
     with errors_in_words("bench", stopped="Stopped.", as_json=as_json):
         parts = _chosen("what", what, PARTS)
         from ..experiments.scale.pruning import pruning_seconds, reconstruction_seconds
-        from ..experiments.scale.shapes import shape
+        from ..experiments.scale.shapes import check_length, shape
         from ..experiments.scale.throughput import METHODS, throughput
         from ..sources.models import check_device, check_dtype
 
         shape(model, layers)
+        check_length(model, length)
         check_dtype(dtype)
         common: dict[str, Any] = {"dtype": dtype, "device": check_device(device), "length": length}
         chosen = METHODS if methods is None else _chosen("methods", methods, METHODS)
@@ -99,6 +100,9 @@ def _say(row: dict, first: bool) -> None:
         cut = f", {row['layers']} blocks only" if row["layers"] else ""
         typer.echo(f"{row['model']}{cut}, random weights, {row['dtype']}, {row['device']}")
     if "what" in row:
+        if row["error"]:
+            typer.echo(f"{row['what']:32} {row['error']}")
+            return
         typer.echo(f"{row['what']:32} {row['seconds']:10.2f} s {row['peak_memory'] / GB:8.2f} GB")
         return
     way = "recomputed" if row["checkpointing"] else "kept"

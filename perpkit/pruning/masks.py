@@ -109,9 +109,9 @@ class Masks(Mapping[str, torch.Tensor]):
             if alive := int(torch.count_nonzero(weight.detach()[~mask])):
                 raise ValueError(f"{name!r} is no longer sparse: {alive} pruned weights are not zero")
 
-    def _matched(self, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    def _matched(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each matrix with its mask, brought to the matrix's device one after the other."""
         parameters = dict(model.named_parameters())
-        matched = []
         for name, mask in self.items():
             if name not in parameters:
                 raise ValueError(f"the masks belong to another model: this one has no {name!r}")
@@ -120,8 +120,8 @@ class Masks(Mapping[str, torch.Tensor]):
                 raise ValueError(
                     f"the masks belong to another model: {name!r} is {theirs} here, {ours} there"
                 )
-            matched.append((parameters[name], mask.to(parameters[name].device)))
-        return matched
+        for name, mask in self.items():
+            yield parameters[name], mask.to(parameters[name].device)
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, one bit a weight."""

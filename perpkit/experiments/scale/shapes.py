@@ -31,6 +31,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def check_length(name: str, length: int) -> None:
+    """Raise ValueError for an unknown shape, and for more tokens than it has positions.
+
+    >>> check_length("opt-2.7b", 4096)
+    Traceback (most recent call last):
+    ValueError: length is 4096; opt-2.7b has 2048 positions
+    """
+    positions = shape(name).max_position_embeddings
+    if not 1 <= length <= positions:
+        raise ValueError(f"length is {length}; {name} has {positions} positions")
+
+
 def shape(name: str, layers: int | None = None) -> "PretrainedConfig":
     """The configuration of a model by name, without dropout, cut to its first `layers` blocks if told.
 

@@ -1,6 +1,5 @@
 """Training speed and memory of the ways to retrain, on a model of random weights."""
 
-import gc
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from ...retraining.loop.modes import gradient_checkpointing, training
 from ...retraining.loop.retrain import retrain
 from ...retraining.subsets import subset_parameters
 from ...sources.models import check_device, check_dtype
+from .rows import tried
+from .shapes import check_length
 from .weights import empty_model, random_model
 
 # What is retrained, by the name that rows carry; adapters are trained alone, as PEFT's.
@@ -50,6 +51,9 @@ class Setting:
         for name in ("batch", "length", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}; it must be at least 0")
+        check_length(self.model, self.length)
 
 
 def throughput(
@@ -86,19 +90,9 @@ def throughput(
 
 def measure(setting: Setting) -> dict:
     """Retrain a random model for a few steps: its row, with the error in words if it cannot be had."""
-    row: dict[str, Any] = {**vars(setting), "tokens_per_second": None, "peak_memory": None, "error": None}
+    row: dict[str, Any] = {**vars(setting), "tokens_per_second": None, "peak_memory": None}
     row |= {"device": device_name(setting.device), "trainable_share": None, "parameters": None}
-    try:
-        row |= _measured(setting)
-    except torch.OutOfMemoryError:
-        row["error"] = "out of memory"
-    except (ValueError, ImportError) as error:
-        row["error"] = str(error)
-    # The model of this row must be gone before the next is measured.
-    gc.collect()
-    if setting.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return row
+    return tried(row, setting.device, lambda: _measured(setting))
 
 
 def _measured(setting: Setting) -> dict:
