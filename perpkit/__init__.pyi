@@ -73,6 +73,7 @@ from .retraining.subsets import trainable_share as trainable_share
 from .retraining.subsets import untie_head as untie_head
 from .sources.augment import crop_and_flip as crop_and_flip
 from .sources.classifiers import load_classifier as load_classifier
+from .sources.embedded import data_folder as data_folder
 from .sources.images import Images as Images
 from .sources.images import load_images as load_images
 from .sources.models import load_model as load_model
