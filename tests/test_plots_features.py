@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 
 from perpkit.interactive.plots.features import plot_filters, plot_maps
 
@@ -123,3 +124,15 @@ def test_tensors_of_other_shapes_are_errors(shape):
 def test_no_map():
     with pytest.raises(ValueError, match="no map to draw"):
         plot_maps({})
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("shape", [(8, 8), (3, 9)])
+def test_maps_are_drawn_the_same_each_time_and_within_the_figure(count, shape):
+    maps = {f"map {place}\nof two lines": torch.randn(shape) for place in range(count)}
+    figure = plot_maps({"picture": torch.rand(3, *shape), **maps})
+    assert figure.png() == figure.png()
+    for axes in figure.axes:
+        inside = Bbox.intersection(figure.bbox.padded(1), axes.get_tightbbox())
+        assert inside is not None
+        assert inside.bounds == pytest.approx(axes.get_tightbbox().bounds), axes.get_title()

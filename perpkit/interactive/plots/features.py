@@ -8,7 +8,7 @@ import torch
 from matplotlib.colors import Normalize
 
 from .card import SCALE, WIDTH, card, plain, write_caption
-from .figure import DataFigure
+from .figure import DRAWING, DataFigure
 
 FILTERS_IN_A_ROW = 8
 MAPS_IN_A_ROW = 5
@@ -95,7 +95,8 @@ def plot_maps(rows: Mapping[str, torch.Tensor]) -> DataFigure:
     down = -(-len(tensors) // across)
     high = max(tensor.shape[-2] / tensor.shape[-1] for tensor in tensors.values())
     side = (WIDTH - (1.0 if maps else 0.2)) / across
-    figure = card(_values(tensors), height=float(np.clip(0.45 + down * (side * high + 0.2), 2, 9)))
+    lines = max(title.count("\n") for title in tensors) + 1
+    figure = card(_values(tensors), height=float(np.clip(0.4 + down * (side * high + 0.2 * lines), 2, 9)))
     panels = figure.subplots(down, across, squeeze=False)
     image, stretched = None, []
     for axes in panels.flat:
@@ -122,6 +123,10 @@ def plot_maps(rows: Mapping[str, torch.Tensor]) -> DataFigure:
             f"{lost} of {len(values)} values are not finite and left white" if lost else "",
         ],
     )
+    # Maps of a fixed shape would be laid out a little otherwise at each drawing.
+    with DRAWING:
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 
