@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import perpkit as pk
+from perpkit.interactive.plots.beside import plot_beside
 from perpkit.interactive.plots.curves import INPUTS
 from perpkit.interactive.plots.figure import COLOURS
 
@@ -214,3 +215,22 @@ def test_whole_numbers_have_whole_ticks():
     table = pd.DataFrame({"block": [1, 2, 3], "error": [0.1, 0.2, 0.3], "retrain": "none"})
     ticks = pk.plot_curves(table, x="block", y="error").axes[0].get_xticks()
     assert [tick for tick in ticks if tick != round(tick)] == []
+
+
+@pytest.mark.parametrize("hue", ["pattern", "allocation"])
+def test_rows_without_a_name_are_drawn_under_a_word(hue):
+    word = "unstructured" if hue == "pattern" else "none"
+    rows = pd.DataFrame({"sparsity": [0.5, 0.6, 0.5], "perplexity": [2.0, 3.0, 4.0]})
+    rows["trainable_share"], rows["layer"] = [0.1, 0.1, 0.2], ["a", "b", "a"]
+    rows[hue] = [None, None, "other"]
+    curves = pk.plot_curves(rows, hue=hue)
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == [word, "other"]
+    assert curves.table[hue].tolist() == [word, word, "other"]
+    bars = pk.plot_layers(rows, y="perplexity", hue=hue)
+    assert [len(each) for each in bars.axes[0].containers if hasattr(each, "patches")] == [2, 2]
+    points = pk.plot_tradeoff(rows.drop(index=1), hue=hue)
+    assert [text.get_text() for text in points.legends[0].get_texts()] == [word, "other"]
+    beside = plot_beside(rows.drop(index=1), x=hue, y="perplexity")
+    assert [label.get_text() for label in beside.axes[0].get_xticklabels()] == [word, "other"]
+    alone = rows[rows[hue].isna()]
+    assert [text.get_text() for text in pk.plot_curves(alone, hue=hue).legends[0].get_texts()] == [word]

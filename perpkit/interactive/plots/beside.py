@@ -13,6 +13,7 @@ from .card import (
     finite_rows,
     left_out,
     marks,
+    named,
     names_of,
     over_seeds,
     plain,
@@ -47,12 +48,13 @@ def plot_beside(
     """
     keys = [x, *([hue] if hue else [])]
     check_table(results, [*keys, y])
-    finite = finite_rows(results, [y])
     theirs = pd.DataFrame(columns=[*keys, y]) if published is None or published.empty else published
     check_columns = [*keys, y]
     if not theirs.empty:
         check_table(theirs, check_columns)
         theirs = theirs[np.isfinite(theirs[y].astype(float))]
+    results, theirs = (named(each, *keys) for each in (results, theirs))
+    finite = finite_rows(results, [y])
     points = over_seeds(finite, keys, y)
     behind = pd.concat([results.assign(published=False), theirs.assign(published=True)], ignore_index=True)
     figure = card(behind, height=4.4)

@@ -29,6 +29,8 @@ LABELS = {
     "sparsity": "sparsity of the pruned matrices",
     "trainable_share": "trainable parameters",
 }
+# The word for a missing value, of all columns but these "none".
+MISSING = {"pattern": "unstructured"}
 SHARES = ("sparsity", "reached_sparsity", "trainable_share", "agreement", "overlap")
 
 
@@ -63,6 +65,20 @@ def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:
         if column not in table:
             names = ", ".join(map(str, table.columns))
             raise ValueError(f"the table has no column {column!r}; it has {names}")
+
+
+def named(table: pd.DataFrame, *columns: str | None) -> pd.DataFrame:
+    """The table with a word where a name is missing: that of unstructured pruning in `pattern`, else "none".
+
+    >>> named(pd.DataFrame({"pattern": [None, "2:4"], "rank": [4, None]}), "pattern", "rank").values.tolist()
+    [['unstructured', 4.0], ['2:4', 'none']]
+    """
+    words = {
+        column: table[column].astype(object).where(table[column].notna(), MISSING.get(column, "none"))
+        for column in columns
+        if column is not None and table[column].isna().any()
+    }
+    return table.assign(**words)
 
 
 def finite_rows(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -182,7 +198,7 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataF
         row = table.loc[twice, columns].iloc[0]
         said = ", ".join(f"{column} {row[column]!r}" for column in columns)
         raise ValueError(f"several rows have {said}; select the rows of one experiment")
-    groups = table.groupby(list(keys), sort=False, observed=True)[value]
+    groups = table.groupby(list(keys), sort=False, observed=True, dropna=False)[value]
     found = groups.agg(["mean", "min", "max", "count"]).reset_index()
     # The mean of equal numbers may differ from them by rounding, and a negative spread is refused.
     return found.assign(mean=found["mean"].clip(found["min"], found["max"]))

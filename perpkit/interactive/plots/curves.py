@@ -17,6 +17,7 @@ from .card import (
     is_share,
     left_out,
     marks,
+    named,
     names_of,
     plain,
     seeds_said,
@@ -72,6 +73,7 @@ def plot_curves(
         check_table(published, (x, *drawn_there, "label"))
     else:
         published = None
+    results = named(results, hue)
     finite = {column: finite_rows(results, [column]) for column in drawn}
     for rows in finite.values():
         check_unmixed(rows, x, hue)

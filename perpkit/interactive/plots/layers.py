@@ -16,6 +16,7 @@ from .card import (
     finite_rows,
     is_share,
     left_out,
+    named,
     names_of,
     over_seeds,
     plain,
@@ -52,6 +53,7 @@ def plot_layers(table: pd.DataFrame, *, y: str = "sparsity", hue: str | None = N
     ['fc1', 'fc2']
     """
     check_table(table, ["layer", y, *([hue] if hue else [])])
+    table = named(table, hue)
     finite = finite_rows(table, [y])
     bars = over_seeds(finite, ["layer", *([hue] if hue else [])], y)
     layers = names_of(table["layer"])

@@ -12,6 +12,7 @@ from .card import (
     is_share,
     left_out,
     marks,
+    named,
     names_of,
     over_seeds,
     seeds_said,
@@ -46,6 +47,7 @@ def plot_tradeoff(
     'symlog'
     """
     check_table(results, (x, y, hue))
+    results = named(results, hue)
     finite = finite_rows(results, [x, y])
     if finite.empty:
         raise ValueError(f"no row has finite values of both {x!r} and {y!r}")
