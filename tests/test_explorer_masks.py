@@ -207,6 +207,23 @@ def test_looking_at_inputs_can_be_cancelled(calibration, tiny_opt):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_what_is_looked_at_stays_while_a_cancelled_look_ends(calibration, tiny_opt):
+    scores = Scores(tiny_opt, calibration)
+    layers = [name for name in scores.matrices if "fc" in name] + list(scores.matrices)[:3]
+    held = scores.look(FC1, "sparsegpt", lambda *_: False)
+    expected = scores.mask(FC1, "sparsegpt", 0.5, inputs=held)
+    # Cancelled after its last batch, it takes nobody's place.
+    with pytest.raises(Cancelled):
+        scores.look(layers[-1], "sparsegpt", lambda done, batches: done == batches)
+    assert scores.has_inputs(FC1, "sparsegpt")
+    for layer in layers:
+        if layer != FC1:
+            scores.look(layer, "sparsegpt", lambda *_: False)
+    assert not scores.has_inputs(FC1, "sparsegpt")
+    assert torch.equal(scores.mask(FC1, "sparsegpt", 0.5, inputs=held), expected)
+    assert torch.equal(scores.of(FC1, "wanda", held), Scores(tiny_opt, calibration).of(FC1, "wanda", held))
+
+
 def test_a_pattern_that_does_not_fit_is_told_and_the_controls_go_on():
     explorer = MaskExplorer(linear(columns=6)[0], background=False)
     explorer.show(pattern="2:4")

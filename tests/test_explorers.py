@@ -2,12 +2,14 @@
 
 import threading
 
+import matplotlib
 import pytest
 from explorer_parts import SOON, Runs, shown, words
 
 import perpkit as pk
 from perpkit.experiments import run as running
 from perpkit.interactive.explorers import explorer as base
+from perpkit.interactive.explorers import points, sparsity
 from perpkit.interactive.explorers.controls import SPARSITIES
 
 
@@ -105,6 +107,53 @@ def test_the_figure_is_the_picture(store, runs):
     assert [text.get_text() for text in figure.axes[0].texts] == ["5.00", "2.30"]
     assert set(figure.table.columns) >= {"sparsity", "retrain", "perplexity"}
     assert pk.plot_curves(figure.table).axes[0].get_lines()
+
+
+@pytest.mark.parametrize("tasks", [None, "storyworld"])
+def test_a_move_between_rows_that_are_there_draws_the_mark_alone(store, runs, monkeypatch, tasks):
+    drawn = []
+    curves = sparsity.draw_curves
+    monkeypatch.setattr(sparsity, "draw_curves", lambda *given: drawn.append(given) or curves(*given))
+    grid = pk.Grid(sparsity=[0, 0.3, 0.5, 0.9], retrain=["none", "biases"], tasks=tasks)
+    pk.sweep(grid, store=store, progress=False)
+    explorer = pk.SparsityExplorer(grid, store=store, background=False)
+    for place, retrain in ((0.9, "biases"), (0, "none"), (0.3, "none"), (0.3, "biases"), (0.9, "none")):
+        explorer.show(place, retrain)
+        assert explorer.picture.value == explorer.figure().png()
+    assert len(drawn) == 1
+    explorer.show(0.4, "none")
+    assert len(drawn) == 2
+    assert explorer.picture.value == explorer.figure().png() == explorer._current().png()
+
+
+def test_a_drawing_that_is_broken_off_leaves_nothing_behind(store, runs, monkeypatch):
+    grid = pk.Grid(sparsity=[0.3, 0.5, 0.9], retrain=["none", "biases"], tasks="storyworld")
+    pk.sweep(grid, store=store, progress=False)
+    explorer = pk.SparsityExplorer(grid, store=store, background=False)
+    mark, marked = points._mark, []
+
+    def broken(*given):
+        if len(marked) == 1:
+            raise KeyboardInterrupt
+        return marked.append(mark(*given)) or marked[-1]
+
+    with monkeypatch.context() as torn:
+        torn.setattr(points, "_mark", broken)
+        with pytest.raises(KeyboardInterrupt):
+            explorer.show(0.3, "biases")
+    explorer.show(0.9, "biases")
+    assert explorer.picture.value == explorer.figure().png()
+
+
+def test_fonts_that_are_set_in_between_are_those_of_the_whole_picture(store, runs):
+    grid = pk.Grid(sparsity=[0.3, 0.5])
+    pk.sweep(grid, store=store, progress=False)
+    explorer = pk.SparsityExplorer(grid, store=store, background=False)
+    with matplotlib.rc_context({"font.size": 18}):
+        explorer.show(0.3, "none")
+        assert explorer.picture.value == explorer.figure().png()
+    explorer.show(0.5, "none")
+    assert explorer.picture.value == explorer.figure().png()
 
 
 def test_a_curve_keeps_its_colour_when_another_comes(store, runs):

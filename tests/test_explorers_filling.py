@@ -84,10 +84,10 @@ def test_the_curves_fill_in_while_the_slider_moves(store, runs):
     until(lambda: words(explorer).startswith("30 %: perplexity 2.00 dense → 5.00 pruned → 2.30"))
     assert explorer.filling.running
     assert not explorer.cancel.disabled
-    assert set(explorer._figure.table["sparsity"]) == {0.3, 0.5}
+    assert set(explorer._current().table["sparsity"]) == {0.3, 0.5}
     go.set()
     assert explorer.wait(SOON)
-    assert set(explorer._figure.table["sparsity"]) == {0.3, 0.5, 0.7}
+    assert set(explorer._current().table["sparsity"]) == {0.3, 0.5, 0.7}
     assert explorer.cancel.disabled
 
 

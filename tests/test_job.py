@@ -141,6 +141,19 @@ def test_an_error_in_telling_an_error_does_not_end_the_job(monkeypatch):
     assert done == [1]
 
 
+def test_the_next_request_runs_when_no_thread_could_be_had(job, monkeypatch):
+    done = []
+    with monkeypatch.context() as short:
+        short.setattr(
+            threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no thread"))
+        )
+        with pytest.raises(RuntimeError, match="no thread"):
+            job.submit(lambda request: done.append(1))
+    job.submit(lambda request: done.append(2))
+    assert job.wait(SOON)
+    assert done == [2]
+
+
 def test_an_update_may_ask_for_the_next_request(job):
     done = []
     job.submit(lambda request: request.show(lambda: job.submit(lambda request: done.append(1))))

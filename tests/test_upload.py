@@ -165,3 +165,33 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     read_picture("../a.png", file(halves()), 32)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "I;16"])
+def test_a_large_picture_is_seen_as_a_small_one(mode):
+    """Left half dark, right half light, transparent below where there is transparency."""
+    small = Image.new("RGBA", (60, 40), "black")
+    small.paste("white", (30, 0, 60, 40))
+    if mode in ("RGBA", "LA"):
+        small.paste((0, 0, 0, 0), (0, 20, 60, 40))
+    seen = []
+    for picture in (small, small.resize((3000, 2000), Image.Resampling.NEAREST)):
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        else:
+            picture = picture.convert(mode)
+        seen.append(read_picture("a", file(picture), 32).float())
+    assert (seen[0] - seen[1]).abs().mean() < 3
+    assert seen[1][:, 2, 2].tolist() == [0, 0, 0]
+    assert seen[1][:, 2, -2].tolist() == [255, 255, 255]
+    if mode in ("RGBA", "LA"):
+        assert seen[1][:, -2, 2].tolist() == [255, 255, 255]
+
+
+def test_a_large_picture_is_turned_as_its_camera_says():
+    picture = halves("white", "black", (3000, 2000))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    seen = read_picture("a", file(picture, "TIFF", exif=exif), 32)
+    assert seen[:, 16, 2].tolist() == [0, 0, 0]
+    assert seen[:, 16, -2].tolist() == [255, 255, 255]

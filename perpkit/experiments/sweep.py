@@ -81,7 +81,7 @@ def sweep(
     >>> bool(results.perplexity[0] < results.perplexity[1])
     True
     """
-    experiments = _experiments(grid)
+    experiments = experiments_of(grid)
     _check_executor(executor)
     _check_callable("on_row", on_row)
     _check_callable("cancelled", cancelled)
@@ -125,10 +125,16 @@ def sweep(
     return _table([rows[key] for key in keys], kept=not unkept.issuperset(keys))
 
 
-def _experiments(grid: object) -> list[Experiment]:
-    """The experiments of a grid; anything else is told from them before it does harm."""
+def experiments_of(grid: object) -> list[Experiment]:
+    """The experiments of a grid or a list; anything else is told from them before it does harm.
+
+    Raises ValueError for what is neither.
+
+    >>> len(experiments_of([Experiment()]))
+    1
+    """
     if isinstance(grid, Experiment):
-        raise ValueError("sweep got one experiment; put it in a list: sweep([experiment])")
+        raise ValueError("got one experiment; put it in a list: [experiment]")
     if not isinstance(grid, Iterable) or isinstance(grid, str | Mapping):
         raise ValueError(
             f"want a Grid or a list of experiments, got {grid!r}; Grid(**axes) makes one of axes and "

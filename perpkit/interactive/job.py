@@ -77,7 +77,12 @@ class Job:
             if self._idle.is_set():
                 self._idle.clear()
                 if self._background:
-                    threading.Thread(target=self._run, name="perpkit-job", daemon=True).start()
+                    try:
+                        threading.Thread(target=self._run, name="perpkit-job", daemon=True).start()
+                    except BaseException:
+                        # No thread could be had: the next request tries again.
+                        self._idle.set()
+                        raise
                     return
             else:
                 return

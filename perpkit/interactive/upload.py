@@ -56,7 +56,8 @@ def read_picture(name: str, content: bytes | memoryview, size: int) -> torch.Ten
             if not animated:
                 # A JPEG need not be decoded finer than it is looked at.
                 opened.draft("RGB", (4 * size, 4 * size))
-                picture = _upright(ImageOps.exif_transpose(opened))
+                ImageOps.exif_transpose(opened, in_place=True)
+                picture = _in_rgb(_smaller(opened, min(opened.size) // (4 * size)))
                 fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
         except Exception as error:
             raise ValueError(f"{name!r} is damaged: {error}") from error
@@ -65,7 +66,21 @@ def read_picture(name: str, content: bytes | memoryview, size: int) -> torch.Ten
     return torch.from_numpy(np.asarray(fitted).transpose(2, 0, 1).copy())
 
 
-def _upright(picture: Any) -> Any:
+def _smaller(picture: Any, factor: int) -> Any:
+    """Each side divided by a whole factor: what comes next would take a gigabyte for a large picture."""
+    from PIL import Image
+
+    if factor <= 1:
+        return picture
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(picture)[::factor, ::factor])
+    if picture.mode in ("1", "P"):
+        # Of these the numbers cannot be averaged.
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    return picture.reduce(factor)
+
+
+def _in_rgb(picture: Any) -> Any:
     """In RGB: 16 bits brought to 8, transparency laid on white."""
     from PIL import Image
 

@@ -1,5 +1,10 @@
-"""A JupyterLab server on this machine, a browser, and an explorer in a notebook as a hand meets it."""
+"""A JupyterLab server on this machine, a browser, and an explorer in a notebook as a hand meets it.
 
+Stores belong into a folder below the notebook's: JupyterLab lists the latter every few seconds and opens a
+dialog when a file, such as a store's journal, goes away meanwhile.
+"""
+
+import json
 import os
 import re
 import shlex
@@ -11,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -120,8 +125,22 @@ def opened(
     cells = [new_code_cell(source) for source in sources]
     nbformat.write(new_notebook(cells=cells, metadata=kernel), root / name)
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    yield Notebook(page, address, name)
-    page.close()
+    try:
+        yield Notebook(page, address, name)
+    finally:
+        page.close()
+        # What a test that failed has begun goes on otherwise.
+        _end_kernels(address.removesuffix("lab"))
+
+
+def _end_kernels(address: str) -> None:
+    def ask(method: str, path: str = "") -> bytes:
+        request = urllib.request.Request(f"{address}api/kernels{path}?token={TOKEN}", method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    for kernel in json.loads(ask("GET")):
+        ask("DELETE", f"/{kernel['id']}")
 
 
 class Notebook:
@@ -145,8 +164,8 @@ class Notebook:
         # The first attempts may do nothing: on a busy machine the page says that it is idle too early.
         for _ in range(10):
             self.menu("Run", "Run All Cells")
-            self.page.wait_for_timeout(5000)
-            if prompts.first.inner_text().strip() != "[ ]:":
+            with suppress(AssertionError):
+                expect(prompts.first).not_to_have_text("[ ]:", timeout=5000)
                 break
         expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"))
 

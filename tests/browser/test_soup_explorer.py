@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SOURCES = [
     "import perpkit as pk\n\npk.SoupExplorer(steps=3)",
     "pk.SoupExplorer(steps=1_000_000)",
-    "pk.SparsityExplorer(pk.Grid(sparsity=[0.3, 0.5, 0.7], steps=5), store='rows.sqlite')",
+    "pk.SparsityExplorer(pk.Grid(sparsity=[0.3, 0.5, 0.7], steps=5), store='stores/rows.sqlite')",
     "print('alive')",
 ]
 SOUP, ENDLESS, SPARSITY, ALIVE = range(4)

@@ -18,10 +18,10 @@ import perpkit as pk
 
 axes = dict(retrain=["none", "biases"], seed=0)
 grid = pk.Grid(sparsity=[0.3, 0.5, 0.7], steps=5, **axes)
-pk.sweep(pk.Grid(sparsity=[0.3, 0.5, 0.7]), store="rows.sqlite", progress=False)
+pk.sweep(pk.Grid(sparsity=[0.3, 0.5, 0.7]), store="stores/rows.sqlite", progress=False)
 endless = pk.Grid(sparsity=0.5, steps=1_000_000, **axes)""",
-    "explorer = pk.SparsityExplorer(grid, store='rows.sqlite')\nexplorer",
-    "pk.SparsityExplorer(endless, store='rows.sqlite')",
+    "explorer = pk.SparsityExplorer(grid, store='stores/rows.sqlite')\nexplorer",
+    "pk.SparsityExplorer(endless, store='stores/rows.sqlite')",
     "pk.SparsityExplorer(grid, store='breaks/rows.sqlite')",
     "print(hashlib.sha256(explorer.figure().png()).hexdigest())",
 ]

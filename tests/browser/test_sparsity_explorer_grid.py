@@ -17,8 +17,8 @@ SOURCES = [
 axes = dict(criterion=["magnitude", "wanda"], sparsity=[0.3, 0.5], steps=3)
 grid = pk.Grid(retrain=["none", "biases"], **axes) + pk.Grid(retrain="biases", pattern="2:4", **axes)
 endless = pk.Grid(sparsity=[0.3, 0.5], retrain=["none", "biases"], steps=1_000_000)""",
-    "pk.SparsityExplorer(grid, store='grid.sqlite', export_folder='exported')",
-    "pk.SparsityExplorer(endless, store='grid.sqlite')",
+    "pk.SparsityExplorer(grid, store='stores/grid.sqlite', export_folder='exported')",
+    "pk.SparsityExplorer(endless, store='stores/grid.sqlite')",
 ]
 FILLED, ENDLESS = 1, 2
 

@@ -28,6 +28,7 @@ from ..plots.adapter import plot_adapter
 from ..plots.card import short_names
 from .explorer import Explorer, bar, guarded
 from .scores import remember
+from .versions import check_steps
 
 RANKS = (1, 2, 4, 8, 16, 32)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -77,6 +78,7 @@ class AdapterExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        check_steps(steps)
         self._name, self._steps = model, steps
         self._dense, tokenizer = load_model(model)
         text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 32})

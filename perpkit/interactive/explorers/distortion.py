@@ -186,6 +186,7 @@ class DistortionExplorer(Explorer):
             file = self.upload.value[0]
             # What runs would hide what is said about the file.
             self._job.cancel()
+            self.cancel.disabled = True
             self._held = True
             try:
                 self._pictures[UPLOADED] = read_picture(file["name"], file["content"], shapes.SIDE)

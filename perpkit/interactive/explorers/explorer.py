@@ -12,6 +12,7 @@ import ipywidgets as widgets
 
 from ..job import Job, Request, Work
 from ..plots.figure import ENDINGS, DataFigure, save_figure
+from .lifetime import close_parts, replace_predecessors
 
 SECONDS_BETWEEN_NEWS = 0.2
 SPINNER = '<i class="fa fa-spinner fa-spin" title="working"></i>'
@@ -26,7 +27,7 @@ def guarded(callback):
         try:
             callback(self, *arguments)
         except Exception as error:
-            self._failed(error)
+            self._refused(error)
 
     return call
 
@@ -59,12 +60,17 @@ class Explorer(widgets.VBox):
     are HTML: what comes from people or files is escaped by whoever says it. What went wrong is shown in
     words, with the traceback folded away; `error` holds the last exception, and the controls stay usable.
     Exports are written into `export_folder` and nowhere else. With `background=False`, for programs and
-    headless runs, the same work is done before the control's change returns.
+    headless runs, the same work is done before the control's change returns. `close()` ends the work; so does
+    running the notebook's cell again, for what the cell has made before.
+
+    Raises ValueError for an `export_folder` that is no folder.
     """
 
     # Of exported files.
     name = "explorer"
     children: Sequence[widgets.Widget]
+    # Whoever has more than one adds it, for the end.
+    _jobs: Sequence[Job] = ()
 
     def __init__(
         self,
@@ -73,8 +79,11 @@ class Explorer(widgets.VBox):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        if not isinstance(export_folder, str | Path) or Path(export_folder).is_file():
+            raise ValueError(f"the export folder {export_folder!r} is no folder")
         # Its lock guards what the work has made, and the widgets.
         self._job = Job(self._failed, background=background)
+        self._jobs = [self._job]
         self._figure: DataFigure | None = None
         self._folder = Path(export_folder)
         self.error: Exception | None = None
@@ -114,10 +123,19 @@ class Explorer(widgets.VBox):
                 widgets.HBox([*self.exports.values(), self.exported], layout=wrapped),
             ]
         )
+        replace_predecessors(self)
 
     def __repr__(self) -> str:
         # What is left of the widget in a notebook that is read without a kernel.
         return f"{type(self).__name__}: moves in a running notebook; its figure() is a picture"
+
+    def close(self) -> None:
+        """End the work, and take the explorer with all its parts out of the page."""
+        # Also called for what was never wholly made, when it is forgotten.
+        for job in self._jobs:
+            job.cancel()
+        close_parts(self)
+        super().close()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
@@ -210,6 +228,15 @@ class Explorer(widgets.VBox):
             self._say(self._in_red(error), again=True)
             self.details.value = trace_of(error)
 
+    def _refused(self, error: Exception) -> None:
+        """Say what went wrong in a callback; work that runs goes on, and its news leave the words alone."""
+        with self._job.lock:
+            if self.cancel.disabled:
+                self._failed(error)
+            else:
+                self.error = error
+                self.exported.value = self._in_red(error)
+
     @guarded
     def _on_cancel(self, _) -> None:
         with self._job.lock:
@@ -223,18 +250,16 @@ class Explorer(widgets.VBox):
         if self._work is not None:
             self._ask(*self._work)
 
+    @guarded
     def _on_export(self, ending: str, _) -> None:
-        try:
-            with self._job.lock:
-                if (figure := self._current()) is None:
-                    return
-            [file] = save_figure(figure, self._folder / self.name, [ending])
-            # The kernel may run elsewhere: the link has the file in itself.
-            data = base64.b64encode(file.read_bytes()).decode()
-            link = f'<a download="{file.name}" href="data:{KINDS[ending]};base64,{data}">download</a>'
-            self.exported.value = f"written to {html.escape(str(file))} · {link}"
-        except Exception as error:
-            self._failed(error)
+        with self._job.lock:
+            if (figure := self._current()) is None:
+                return
+        [file] = save_figure(figure, self._folder / self.name, [ending])
+        # The kernel may run elsewhere: the link has the file in itself.
+        data = base64.b64encode(file.read_bytes()).decode()
+        link = f'<a download="{file.name}" href="data:{KINDS[ending]};base64,{data}">download</a>'
+        self.exported.value = f"written to {html.escape(str(file))} · {link}"
 
 
 def trace_of(error: Exception) -> str:

@@ -14,6 +14,7 @@ from .adapters import AdapterExplorer
 from .distortion import DistortionExplorer
 from .explorer import Explorer
 from .generation import GenerationExplorer
+from .lifetime import close_parts, replace_predecessors
 from .masks import MaskExplorer
 from .outliers import OutlierExplorer
 from .soups import SoupExplorer
@@ -66,6 +67,7 @@ class Gallery(widgets.Tab):
         self._made: dict[str, Explorer] = {}
         pages = [widgets.VBox([widgets.HTML(f"<p>{WORDS[name]}</p>")]) for name in self._makers]
         super().__init__(pages, titles=tuple(self._makers), selected_index=0)
+        replace_predecessors(self)
         self.observe(self._on_tab, names="selected_index")
         self._on_tab()
 
@@ -75,10 +77,18 @@ class Gallery(widgets.Tab):
     def _repr_mimebundle_(self, **options):
         # A page without a kernel shows the first explorer as it was opened.
         bundle = super()._repr_mimebundle_(**options)
-        first = self.explorer(self.titles[0])
-        if first.wait(SECONDS_FOR_THE_PICTURE) and first.error is None:
+        # None when it could not be made: its tab says why, and the others can be opened.
+        first = self._made.get(self.titles[0])
+        if first is not None and first.wait(SECONDS_FOR_THE_PICTURE) and first.error is None:
             bundle["image/png"] = base64.b64encode(first.figure().png(dpi=100)).decode()
         return bundle
+
+    def close(self) -> None:
+        """End the work of all explorers, and take the page away."""
+        for explorer in getattr(self, "_made", {}).values():
+            explorer.close()
+        close_parts(self)
+        super().close()
 
     def explorer(self, name: str) -> Explorer:
         """An explorer by the name of its tab, made if it has not been opened yet.

@@ -163,6 +163,10 @@ class GenerationExplorer(Explorer):
                 temperature=0.0 if greedy else self.temperature.value,
                 seed=self.seed.value,
             )
+            # The texts grow in the page: until they are whole there is nothing to be exported.
+            self._figure = None
+            for button in self.exports.values():
+                button.disabled = True
             self._ask("working", functools.partial(self._compute, chosen=chosen))
 
     # --- the work ----------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ class MaskExplorer(Explorer):
     model with its `calibration`, token windows `[n, length]` or inputs `[n, …]`; without them a model is
     pruned by magnitude and at random only. The model is not changed.
 
-    Raises ValueError for a model that cannot be loaded or has no matrix to prune.
+    Raises ValueError for a model that cannot be loaded or has no matrix to prune, and for calibration data
+    that are no tensor.
 
     >>> explorer = MaskExplorer(background=False)
     >>> explorer.show(0.75, criterion="wanda", other="magnitude")
@@ -125,6 +126,7 @@ class MaskExplorer(Explorer):
         super().__init__(list(controls.values()), export_folder=export_folder, background=background)
         # Draws in the callback's own thread.
         self._frames = Job(self._failed, background=False, lock=self._job.lock)
+        self._jobs = [self._job, self._frames]
         for control in controls.values():
             control.observe(self._on_change, names="value")
         self._on_change()
@@ -188,13 +190,15 @@ class MaskExplorer(Explorer):
     # --- the work ----------------------------------------------------------------------------------
 
     def _compute(self, request: Request, choice: Choice) -> None:
-        masks = []
+        masks, entered = [], []
+        how = choice.sparsity, choice.group, choice.nm
         for criterion in choice.criteria:
-            self._scores.look(choice.layer, criterion, self._looking(request, choice.layer))
-            masks.append(self._scores.mask(choice.layer, criterion, choice.sparsity, choice.group, choice.nm))
+            inputs = self._scores.look(choice.layer, criterion, self._looking(request, choice.layer))
+            entered.append(inputs)
+            masks.append(self._scores.mask(choice.layer, criterion, *how, inputs))
         mask, *others = masks
         other = others[0] if others else None
-        scores = self._scores.of(choice.layer, choice.criterion)
+        scores = self._scores.of(choice.layer, choice.criterion, entered[0])
         thresholds = _thresholds(scores, mask, choice)
         said = [_pruned(mask, thresholds, choice), "" if other is None else _agreement(choice, mask, other)]
         label = self._labels[choice.layer]

@@ -3,7 +3,8 @@
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -15,6 +16,7 @@ from ...evaluation.perplexity import perplexity
 from ...experiments.shared import Cancelled
 from ...pruning.prune import prune
 from ...retraining.loop.evaluating import evaluating
+from ...retraining.loop.settings import check_whole
 from ...sources.models import load_model
 from ...sources.outliers import plant_outliers
 from ...sources.text import load_text
@@ -26,6 +28,8 @@ from .explorer import Explorer, bar, guarded
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6)
 SEEDS = (0, 1, 2)
+# Of σ: channels 500 million times as loud as before are about what float32 still holds.
+STRONGEST = 20
 DENSE = "not pruned"
 CURVES = (DENSE, "magnitude", "wanda")
 # Windows whose logits are compared: one is 128 × 1,024 numbers.
@@ -41,7 +45,8 @@ class OutlierExplorer(Explorer):
     first, for one choice of the channels (a seed) and then for two more. `model` is an embedded name, a
     folder or a Hub id as `load_model` takes them, of an OPT or a Llama.
 
-    Raises ValueError for a model that cannot be loaded.
+    Raises ValueError for a model that cannot be loaded, no strengths or seeds, and a strength that is not
+    from 0 to 20.
 
     >>> explorer = OutlierExplorer(strengths=[0, 2], seeds=[0], background=False)
     >>> table = explorer.figure().table.set_index(["criterion", "strength"])["perplexity"]
@@ -62,6 +67,7 @@ class OutlierExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        _check_dial(strengths, seeds)
         self._name = model
         self._dense, tokenizer = load_model(model)
         text = load_text("storyworld", tokenizer, windows={"train": 1, "calibration": 16, "test": 32})
@@ -190,6 +196,15 @@ class OutlierExplorer(Explorer):
             f"{100 * sparsity:g} % by magnitude {values['magnitude']}, by Wanda {values['wanda']}"
             f"{f' (means of {seeds} seeds)' if seeds > 1 else ''}"
         )
+
+
+def _check_dial(strengths: Sequence[float], seeds: Sequence[int]) -> None:
+    if not strengths or not seeds:
+        raise ValueError("want at least one strength and one seed")
+    check_whole(**{f"seed {place}": seed for place, seed in enumerate(seeds)})
+    for strength in strengths:
+        if not isinstance(strength, Real) or not 0 <= strength <= STRONGEST:
+            raise ValueError(f"a strength is {strength!r}; it must be a number from 0 to {STRONGEST}")
 
 
 def _news(what: str, step: int) -> str:

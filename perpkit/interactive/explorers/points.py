@@ -2,8 +2,11 @@
 
 import html
 import math
+from collections.abc import Callable
 
+import matplotlib
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
@@ -32,6 +35,19 @@ def draw(
     A pattern such as 2:4 stands beside the unstructured curves, as points of their own. `measures` are the
     columns drawn side by side, `published` what `published` gives.
     """
+    figure = draw_curves(table, choice, retrainings, measures, published)
+    mark(figure, table, choice, measures)
+    return figure
+
+
+def draw_curves(
+    table: pd.DataFrame,
+    choice: Choice,
+    retrainings: list[str],
+    measures: list[str],
+    published: pd.DataFrame | None = None,
+) -> DataFigure:
+    """The same without the mark at the choice: it depends on the criterion and the pattern only."""
     rows = in_view(table, choice)
     labelled = rows.assign(
         retrain=[_label(*each) for each in zip(rows["retrain"], rows["pattern"], strict=True)]
@@ -47,17 +63,61 @@ def draw(
             published = published[published["sparsity"] > 0]
         published = published.assign(label=[_label(name, choice.nm) for name in published["label"]])
     figure = plot_curves(labelled, y=measures, published=published)
-    for axes, measure in zip(figure.axes, measures, strict=True):
+    for axes in figure.axes:
         axes.set_xlim(-0.02, max(LAST, rows["sparsity"].max()) + 0.04)
         # Room for the figures at the highest and lowest points.
         axes.margins(y=0.15)
-        axes.axvline(choice.sparsity, color=GREY, linewidth=1, zorder=0)
-        values = {name: point(table, choice, name)[measure].mean() for name in ("none", choice.retrain)}
-        _mark(axes, choice.sparsity, values, measure)
     # Behind the figure stand the rows as they are.
     ours = figure.table["retrain"].astype(object)
     figure.table["retrain"] = [str(name).partition(", ")[0] for name in ours]
     return figure
+
+
+def mark(figure: DataFigure, table: pd.DataFrame, choice: Choice, measures: list[str]) -> list[Artist]:
+    """Draw a line at the choice into its curves, with its points in figures; returns what was drawn."""
+    artists: list[Artist] = []
+    for axes, measure in zip(figure.axes, measures, strict=True):
+        artists.append(axes.axvline(choice.sparsity, color=GREY, linewidth=1, zorder=0))
+        values = {name: point(table, choice, name)[measure].mean() for name in ("none", choice.retrain)}
+        artists += _mark(axes, choice.sparsity, values, measure)
+    for artist in artists:
+        # The curves stay where they are, wherever the mark stands.
+        artist.set_in_layout(False)
+    return artists
+
+
+class Pictures:
+    """Pictures of curves with a mark that moves: as long as the curves are the same, only it is drawn anew.
+
+    A picture is the one that `draw` gives, to the last byte. Not for two threads at once.
+    """
+
+    def __init__(self, measures: list[str]):
+        self._measures = measures
+        self._key: object = None
+        self._figure: DataFigure | None = None
+        self._marks: list[Artist] = []
+
+    def png(
+        self, key: object, curves: Callable[[], DataFigure], table: pd.DataFrame, choice: Choice
+    ) -> bytes:
+        """The PNG file's bytes with the mark at a choice; `curves()` is called when the key is a new one."""
+        # Fonts and the like may have been set in between.
+        key = key, matplotlib.rcParams.copy()
+        figure = self._figure if key == self._key else None
+        # Forgotten while it is drawn into: whatever ends that, nothing half-done is kept.
+        self._figure, new = None, figure is None
+        if figure is None:
+            figure, self._marks = curves(), []
+        for artist in self._marks:
+            artist.remove()
+        self._marks = mark(figure, table, choice, self._measures)
+        png = figure.png()
+        if new:
+            # Where everything stands is found once: that takes as long as drawing it.
+            figure.set_layout_engine("none")
+        self._key, self._figure = key, figure
+        return png
 
 
 def in_view(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
@@ -137,10 +197,11 @@ def _label(retrain: str, pattern: str | None) -> str:
     return retrain if pd.isna(pattern) else f"{retrain}, {pattern}"
 
 
-def _mark(axes: Axes, sparsity: float, values: dict[str, float], measure: str) -> None:
+def _mark(axes: Axes, sparsity: float, values: dict[str, float], measure: str) -> list[Artist]:
+    artists: list[Artist] = []
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     for value in finite.values():
-        axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
+        artists += axes.plot(sparsity, value, "o", markersize=12, fillstyle="none", color="black")
         # Curves of perplexity rise and those of accuracy fall: away from them a figure hides nothing.
         below = value < max(finite.values())
         rising = not is_share(measure)
@@ -150,6 +211,8 @@ def _mark(axes: Axes, sparsity: float, values: dict[str, float], measure: str) -
         said = f"{100 * value:.1f} %" if is_share(measure) else f"{value:.2f}"
         label = axes.annotate(said, (sparsity, value), offset, **place)
         label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        artists.append(label)
+    return artists
 
 
 def _head(column: str) -> str:

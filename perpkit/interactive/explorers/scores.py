@@ -12,6 +12,7 @@ from ...pruning.layers import Matrix, is_language_model, prunable_matrices
 from ...pruning.method import CALIBRATED, CRITERIA, NEEDS_GRAM, Method
 from ...pruning.selection import select
 from ...retraining.loop.evaluating import evaluating
+from ...retraining.loop.settings import check_whole
 
 # What the scores are; SparseGPT's change while it prunes, so the sizes stand for them.
 SCORES = {
@@ -36,6 +37,14 @@ class Scores:
     """
 
     def __init__(self, model: nn.Module, calibration: torch.Tensor | None, seed: int = 0):
+        check_whole(seed=seed)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model is a {type(model).__name__}; want a name or a torch module")
+        if not isinstance(calibration, torch.Tensor | None):
+            raise ValueError(
+                f"the calibration is a {type(calibration).__name__}; want a tensor, of token windows "
+                "[n, length] or of inputs [n, ...]"
+            )
         self.matrices: dict[str, Matrix] = prunable_matrices(model)
         self.criteria = [
             name
@@ -52,18 +61,16 @@ class Scores:
 
     def has_inputs(self, layer: str, criterion: str) -> bool:
         """Whether all that the criterion looks at is there already."""
-        inputs = self._inputs.get(layer)
-        return criterion not in CALIBRATED or (
-            inputs is not None and (inputs.gram is not None or criterion not in NEEDS_GRAM)
-        )
+        return criterion not in CALIBRATED or _suffices(self._inputs.get(layer), criterion)
 
-    def look(self, layer: str, criterion: str, watch: Callable[[int, int], bool]) -> None:
-        """Gather what enters a matrix, if the criterion needs it.
+    def look(self, layer: str, criterion: str, watch: Callable[[int, int], bool]) -> Inputs | None:
+        """What enters a matrix, gathered if the criterion needs it; whoever is to use it holds it.
 
-        Raises Cancelled when `watch(done, batches)`, asked before each batch, says so.
+        Raises Cancelled when `watch(done, batches)`, asked before each batch and after the last, says so.
         """
-        if self.has_inputs(layer, criterion):
-            return
+        found = self._inputs.get(layer)
+        if criterion not in CALIBRATED or _suffices(found, criterion):
+            return found
         assert self._calibration is not None
         language = is_language_model(self._model)
         device = next(self._model.parameters()).device
@@ -75,17 +82,22 @@ class Scores:
                     raise Cancelled
                 data = batch.to(device)
                 self._model(input_ids=data, use_cache=False) if language else self._model(data)
-        remember(self._inputs, layer, entered[layer])
+        if watch(len(batches), len(batches)):
+            raise Cancelled
+        return remember(self._inputs, layer, entered[layer])
 
-    def of(self, layer: str, criterion: str) -> torch.Tensor:
-        """The score of every weight `[out, in]`, on the CPU; of SparseGPT the sizes of the weights."""
+    def of(self, layer: str, criterion: str, inputs: Inputs | None = None) -> torch.Tensor:
+        """The score of every weight `[out, in]`, on the CPU; of SparseGPT the sizes of the weights.
+
+        `inputs` are what `look` has given, those at hand unless told.
+        """
         found = self._scores.get((layer, criterion))
         if found is None:
             if criterion in NEEDS_GRAM:
                 scores = self._weight(layer).abs()
             else:
                 method = self._method(criterion, "layer", None)
-                scores = method.scores(self.matrices[layer], self._inputs.get(layer), None).detach()
+                scores = method.scores(self.matrices[layer], inputs or self._inputs.get(layer), None).detach()
             found = remember(self._scores, (layer, criterion), scores.cpu())
         return found
 
@@ -96,17 +108,18 @@ class Scores:
         sparsity: float,
         group: str = "layer",
         pattern: tuple[int, int] | None = None,
+        inputs: Inputs | None = None,
     ) -> torch.Tensor:
-        """The mask `[out, in]` on the CPU that pruning this matrix alone gives.
+        """The mask `[out, in]` on the CPU that pruning this matrix alone gives; `inputs` as in `of`.
 
         Raises ValueError as `select` and `sparsegpt` do.
         """
         if criterion not in NEEDS_GRAM:
-            return select(self.of(layer, criterion), sparsity, group=group, pattern=pattern)
+            return select(self.of(layer, criterion, inputs), sparsity, group=group, pattern=pattern)
         share = sparsity if pattern is None else 1 - pattern[0] / pattern[1]
         method = self._method(criterion, group, pattern)
         with torch.no_grad():
-            return method.pruned(self.matrices[layer], self._inputs[layer], None, share)[1].cpu()
+            return method.pruned(self.matrices[layer], inputs or self._inputs[layer], None, share)[1].cpu()
 
     def _method(self, criterion: str, group: str, pattern: tuple[int, int] | None) -> Method:
         # All the names: each matrix has the noise that it has when the whole model is pruned.
@@ -115,6 +128,10 @@ class Scores:
     def _weight(self, layer: str) -> torch.Tensor:
         matrix = self.matrices[layer]
         return matrix.view(matrix.weight()).detach()
+
+
+def _suffices(inputs: Inputs | None, criterion: str) -> bool:
+    return inputs is not None and (inputs.gram is not None or criterion not in NEEDS_GRAM)
 
 
 def remember(cache: OrderedDict, key, value):

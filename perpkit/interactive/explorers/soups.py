@@ -3,6 +3,7 @@
 import copy
 import functools
 import html
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..plots.curves import plot_curves
 from ..plots.figure import DataFigure
 from ..plots.plane import plot_plane
 from .explorer import Explorer, guarded
+from .versions import check_steps, make_room
 
 TRIANGLE, EDGES = "triangle", {"edge A–B": (0, 1), "edge A–C": (0, 2), "edge B–C": (1, 2)}
 COMMON, OWN = "one mask for all", "a mask for each"
@@ -62,7 +64,7 @@ class SoupExplorer(Explorer):
     embedded name, a folder or a Hub id as `load_model` takes them, or `"shapes-resnet"`; `steps` is the
     length of each retraining.
 
-    Raises ValueError for a model that cannot be loaded.
+    Raises ValueError for a model that cannot be loaded, and for less than one step.
 
     >>> explorer = SoupExplorer(steps=2, background=False)
     >>> explorer.message.value[:24]
@@ -79,8 +81,9 @@ class SoupExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        check_steps(steps)
         self._subject = _subject(model, steps)
-        self._made: dict[tuple[str, float], tuple[list[nn.Module], str]] = {}
+        self._made: OrderedDict[tuple[str, float], tuple[list[nn.Module], str]] = OrderedDict()
         self._tables: dict[tuple[str, float, str], pd.DataFrame] = {}
         wide = widgets.Layout(width="300px")
         self.sparsity = widgets.SelectionSlider(
@@ -188,6 +191,7 @@ class SoupExplorer(Explorer):
             models.append(model)
         zeros = naive_average_sparsity(models).iloc[-1]
         said = "" if masks == COMMON else f" (each of the three: {100 * zeros['models']:.1f} %)"
+        make_room(self._made, models)
         self._made[masks, sparsity] = models, said
         return models, said
 

@@ -12,7 +12,7 @@ import pandas as pd
 from ...experiments.experiment import Experiment
 from ...experiments.grid import Grid
 from ...experiments.store import Store
-from ...experiments.sweep import NothingComputed, sweep
+from ...experiments.sweep import NothingComputed, experiments_of, sweep
 from ..job import Job, Pace, Request
 from ..plots.figure import DataFigure
 from ..published import published
@@ -20,7 +20,7 @@ from .choices import Choice, Choices
 from .controls import Controls
 from .explorer import SPINNER, Explorer, bar, guarded, trace_of
 from .filling import Filling
-from .points import draw, in_view, is_in_view, percent, result, rows_table
+from .points import Pictures, draw, draw_curves, in_view, is_in_view, percent, result, rows_table
 from .rows import Rows
 
 
@@ -54,26 +54,32 @@ class SparsityExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
-        experiments = list(grid)
+        experiments = experiments_of(grid)
+        if not experiments:
+            raise ValueError("the grid is empty: there is nothing to explore")
         self._choices = Choices(experiments)
         self._measures = ["perplexity"] if experiments[0].tasks is None else ["perplexity", "accuracy"]
         self._store = store if isinstance(store, Store) else Store(store)
         found = self._store.get(experiment.key() for experiment in experiments)
         self._rows = Rows(found)
         self._busy = False
-        # One thread draws at a time; what is drawn, and its words.
+        # One thread draws at a time; what is drawn, the rows behind it, and its words.
         self._drawing = threading.Lock()
         self._drawn: tuple | None = None
+        self._behind = pd.DataFrame()
+        self._pictures = Pictures(self._measures)
         self._result = ""
         self._controls = Controls(self._choices, self._on_point)
         self.sparsity, self.retrain = self._controls.sparsity, self._controls.retrain
         self.criterion, self.pattern = self._controls.criterion, self._controls.pattern
         self.compare = self._controls.compare
         super().__init__(self._controls.all, export_folder=export_folder, background=background)
+        filler = Job(self._filling_failed, background=background, lock=self._job.lock)
+        self._jobs = [self._job, filler]
         self.filling = Filling(
             experiments,
             self._store,
-            Job(self._filling_failed, background=background, lock=self._job.lock),
+            filler,
             self._rows,
             on_row=self._fill_in,
             on_click=self._on_fill,
@@ -201,20 +207,23 @@ class SparsityExplorer(Explorer):
 
     def _redraw(self, request: Request, *, busy: bool | None = None) -> None:
         """Draw what the controls and the rows say, and say the result; `busy` None leaves the message."""
-        with self._drawing:
-            while not (request.cancelled() or self._drew(request, busy)):
-                pass
+        while not (request.cancelled() or self._drew(request, busy)):
+            pass
 
     def _drew(self, request: Request, busy: bool | None) -> bool:
         """The same, unless controls or rows have changed meanwhile: False."""
-        with self._job.lock:
-            state, table = self._state(), self._rows.table()
-            rows = [row for row in self._rows.rows() if is_in_view(row, state[0])]
-        new = None
-        if rows and state != self._drawn:
-            # Drawn without the lock: a slider must not wait for it.
-            figure = self._draw(table, *state[:2])
-            new = figure, figure.png(), rows_table(rows, self._rows.newest)
+        # Not held while it is shown: whoever observes that may ask for more.
+        with self._drawing:
+            with self._job.lock:
+                state, table = self._state(), self._rows.table()
+                rows = [row for row in self._rows.rows() if is_in_view(row, state[0])]
+            new = None
+            if rows and state != self._drawn:
+                # Drawn without the job's lock: a slider must not wait for it.
+                choice, compare, _ = state
+                curves = functools.partial(self._draw, table, choice, compare, of=draw_curves)
+                png = self._pictures.png((choice.curves, *state[1:]), curves, table, choice)
+                new = png, rows_table(rows, self._rows.newest)
         done = False
 
         def update() -> None:
@@ -223,9 +232,9 @@ class SparsityExplorer(Explorer):
                 return
             done = True
             if new is not None:
-                self._drawn = state
-                self._show(*new[:2])
-                self.table.value = new[2]
+                self._drawn, self._behind = state, table
+                self._show(None, new[0])
+                self.table.value = new[1]
                 self.filling.refresh()
                 self.rows.titles = [f"rows behind the curves ({len(rows)})"]
             self._tell(table, state[0], busy)
@@ -244,9 +253,12 @@ class SparsityExplorer(Explorer):
             self._say(text)
         self._result = text
 
-    def _draw(self, table: pd.DataFrame, choice: Choice, compare: bool) -> DataFigure:
+    def _draw(self, table: pd.DataFrame, choice: Choice, compare: bool, of=draw) -> DataFigure:
         numbers = self._published(choice) if compare else None
-        return draw(table, choice, self._choices.retrainings, self._measures, numbers)
+        return of(table, choice, self._choices.retrainings, self._measures, numbers)
+
+    def _current(self) -> DataFigure | None:
+        return None if self._drawn is None else self._draw(self._behind, *self._drawn[:2])
 
     def _published(self, choice: Choice) -> pd.DataFrame:
         return published(self._choices.pruned(choice), self._choices.retrainings)

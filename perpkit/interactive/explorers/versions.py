@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from ...experiments.shared import Cancelled
 from ...pruning.masks import Masks
 from ...pruning.prune import prune
 from ...retraining.loop.retrain import retrain
+from ...retraining.loop.settings import check_whole
 from ...retraining.loop.tasks import Data
 from ...sources.classifiers import load_classifier
 from ...sources.embedded import EMBEDDED_CLASSIFIERS
@@ -62,9 +63,7 @@ class Versions:
             retrain(model, self.train, masks=masks, progress=False, cancelled=cancelled, **settings)
             if cancelled():
                 raise Cancelled
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
-            while len(self._retrained) >= max(1, BYTES_KEPT // max(1, size)):
-                self._retrained.popitem(last=False)
+            make_room(self._retrained, [model])
             self._retrained[key] = model
         self._retrained.move_to_end(key)
         return self._retrained[key]
@@ -80,6 +79,19 @@ class Versions:
         return self._pruned[1:]
 
 
+def check_steps(steps: int | None) -> None:
+    """Raise ValueError for a length of a retraining that is no whole number of at least 1; None is one.
+
+    >>> check_steps(0)
+    Traceback (most recent call last):
+    ValueError: steps is 0; it must be at least 1
+    """
+    if steps is not None:
+        check_whole(steps=steps)
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; it must be at least 1")
+
+
 def is_classifier(name: str) -> bool:
     """Whether an explorer's model looks at pictures.
 
@@ -89,6 +101,18 @@ def is_classifier(name: str) -> bool:
     return name in EMBEDDED_CLASSIFIERS
 
 
+def make_room(kept: OrderedDict, models: Sequence[nn.Module]) -> None:
+    """Drop the oldest values, each models like these, so that with these one more fits in a gigabyte.
+
+    >>> make_room(kept := OrderedDict(a=1), [nn.Linear(2, 2)])
+    >>> len(kept)
+    1
+    """
+    size = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    while kept and len(kept) + 1 > BYTES_KEPT // max(1, size):
+        kept.popitem(last=False)
+
+
 def picture_versions(name: str, steps: int | None = None) -> Versions:
     """Versions of the embedded classifier, retrained on the shapes.
 
@@ -96,6 +120,7 @@ def picture_versions(name: str, steps: int | None = None) -> Versions:
     >>> versions.steps, len(versions.train[0])
     (40, 2048)
     """
+    check_steps(steps)
     images = load_images("shapes", counts={"train": 2048, "validation": 10, "test": 10}, progress=False)
     settings = {"steps": 40 if steps is None else steps, "batch": 64, "optimizer": "sgd"}
     rates = {"biases+norms": 0.05, "biases": 0.05, "norms": 0.05, "full": 0.03}
@@ -109,6 +134,7 @@ def text_versions(name: str, steps: int | None = None) -> tuple[Versions, Any, T
     >>> versions.steps, len(tokenizer), len(text.test)
     (80, 1024, 16)
     """
+    check_steps(steps)
     dense, tokenizer = load_model(name)
     text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 16})
     rates = {"biases+norms": 0.03, "biases": 0.1, "norms": 0.03, "full": 3e-3}
