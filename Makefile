@@ -21,7 +21,7 @@ demo: .venv/.installed ## prune and retrain the embedded model, in the terminal
 
 test: lint ## lint, then all tests, the slow ones and those in a browser included
 	tools/install_chromium.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="$(MESSAGES)"

@@ -36,6 +36,19 @@ hypothesis.settings.register_profile("perpkit", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("perpkit")
 
 
+# Files that take minutes. Begun last, they would leave one worker to itself.
+LONGEST = ("test_notebooks.py", "browser", "test_paper_figures.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that workers are done at about the same time."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """One thread: the models are so small that more only wait for each other."""

@@ -121,6 +121,7 @@ def test_failed_rows_are_told_with_an_exit_code_of_their_own(store):
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
         (["--text", "storyworld,storyword"], "unknown text 'storyword'; did you mean 'storyworld'?"),
         (["missing.yaml"], "cannot read the grid"),
+        (["--pattern", "2:4", "--sparsity", "0.5,0.7"], "no row would have --sparsity 0.7: the pattern 2:4"),
     ],
 )
 def test_an_error_is_a_sentence_on_stderr(store, arguments, words):

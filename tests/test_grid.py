@@ -175,13 +175,3 @@ def test_an_axis_that_a_file_has_twice_is_refused(tmp_path, name, words):
 
 def test_an_array_of_no_dimension_is_one_value():
     assert [e.sparsity for e in pk.Grid(sparsity=np.array(0.25))] == [0.25]
-
-
-@pytest.mark.parametrize("sparsity", [0.7, [0.5, 0.7]])
-def test_a_sparsity_that_the_patterns_contradict_is_refused(sparsity):
-    with pytest.raises(
-        ValueError, match=r"no row would have the sparsity 0\.7: the pattern 2:4 says it itself"
-    ):
-        pk.Grid(pattern="2:4", sparsity=sparsity)
-    assert len(pk.Grid(pattern=["2:4", None], sparsity=sparsity)) == 1 + len({*pk.Grid(sparsity=sparsity)})
-    assert len(pk.Grid(pattern=["2:4", "1:4"], sparsity=[0.5, 0.75])) == 2

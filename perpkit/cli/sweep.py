@@ -96,6 +96,7 @@ def sweep(
 
         axes = axis_values(ctx.obj)
         grid = Grid(**axes) if grid_file is None else Grid.from_file(grid_file, **axes)
+        _check_sparsity(axes.get("sparsity", []), grid)
         if dry_run:
             _estimate(grid, store, workers, threads_per_worker, retry_failed, as_json)
             return
@@ -253,3 +254,15 @@ def _list_errors(failed: "pd.DataFrame", rows: int) -> None:
         typer.echo(f"  {first}" + (f" ({count} rows)" if count > 1 else ""), err=True)
     if len(counts) > LISTED:
         typer.echo(f"  and {len(counts) - LISTED} other errors", err=True)
+
+
+def _check_sparsity(asked: list, grid: "Grid") -> None:
+    """Raise ValueError for a flag that says nothing, because every pattern says another sparsity itself."""
+    theirs = {each.sparsity: each.pattern for each in grid}
+    for sparsity in map(float, asked):
+        if sparsity not in theirs:
+            pattern = ", ".join(dict.fromkeys(map(str, theirs.values())))
+            raise ValueError(
+                f"no row would have --sparsity {sparsity:g}: the pattern {pattern} says it itself; leave one "
+                "out, or add none to the patterns"
+            )

@@ -28,8 +28,7 @@ class Grid:
     counts only where it means something: `rank` with adapters, `unit_lr` with a unit, and a `pattern` says
     the sparsity itself. Grids are united by `+`.
 
-    Raises ValueError for an axis that no experiment has, an empty axis, a bad value, and a sparsity beside
-    nothing but patterns of another one.
+    Raises ValueError for an axis that no experiment has, an empty axis, or a bad value.
     """
 
     def __init__(self, **axes):
@@ -40,7 +39,6 @@ class Grid:
         combinations = itertools.product(*values.values())
         found = (Experiment(**dict(zip(values, combination, strict=True))) for combination in combinations)
         self.experiments = list(dict.fromkeys(found))
-        _check_sparsity(values.get("sparsity", ()), self.experiments)
 
     @classmethod
     def of(cls, experiments: Iterable[Experiment]) -> "Grid":
@@ -109,18 +107,6 @@ def _values(axis: str, given) -> list:
     if not values:
         raise ValueError(f"the axis {axis!r} is empty")
     return values
-
-
-def _check_sparsity(asked: Iterable[float], found: Iterable[Experiment]) -> None:
-    """Raise ValueError for an asked sparsity that no experiment has, because their patterns say another."""
-    theirs = {each.sparsity: each.pattern for each in found}
-    for sparsity in map(float, asked):
-        if sparsity not in theirs:
-            pattern = ", ".join(dict.fromkeys(map(str, theirs.values())))
-            raise ValueError(
-                f"no row would have the sparsity {sparsity}: the pattern {pattern} says it itself; leave one "
-                "out, or add an unstructured pattern (none)"
-            )
 
 
 def _read(path: Path) -> list[dict]:

@@ -18,8 +18,12 @@ from perpkit.interactive.explorers.outliers import OutlierExplorer""",
     "AdapterExplorer(steps=15)",
     "AdapterExplorer(steps=100_000)",
     "print(float(1 - masks.figure().table['kept'].mean()))",
+    """from torch import nn
+made = [*globals().get("made", []), MaskExplorer(nn.Linear(4, 4))]
+print(len(made))""",
+    "print([explorer.comm is None for explorer in made])",
 ]
-MASKS, OUTLIERS, ADAPTERS, ENDLESS, PRUNED = 1, 2, 3, 4, 5
+MASKS, OUTLIERS, ADAPTERS, ENDLESS, PRUNED, MADE, CLOSED = 1, 2, 3, 4, 5, 6, 7
 # Counts the pictures that the page has shown, while a hand drags.
 COUNT = """image => {
     window.pictures = 0;
@@ -116,3 +120,8 @@ def test_training_adapters_can_be_cancelled(notebook):
     explorer.cancel.click()
     explorer.expect(re.compile("^cancelled"))
     assert notebook.run_cell(PRUNED).strip() == "0.5"
+
+
+def test_a_cell_that_is_run_again_closes_what_it_has_made(notebook):
+    assert notebook.run_cell(MADE).strip() == "2"
+    assert notebook.run_cell(CLOSED).strip() == "[True, False]"

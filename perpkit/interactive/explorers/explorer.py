@@ -231,7 +231,7 @@ class Explorer(widgets.VBox):
     def _refused(self, error: Exception) -> None:
         """Say what went wrong in a callback; work that runs goes on, and its news leave the words alone."""
         with self._job.lock:
-            if self.cancel.disabled:
+            if all(job.wait(0) for job in self._jobs):
                 self._failed(error)
             else:
                 self.error = error
