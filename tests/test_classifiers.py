@@ -58,6 +58,10 @@ def test_a_file_holds_a_resnet_of_any_depth(tmp_path, images, depth, form):
 
 
 @torch.no_grad()
+def test_loading_leaves_the_global_generators_alone(generators_unchanged):
+    load_classifier("shapes-resnet")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
 def test_whatever_the_suffix_and_however_it_is_named(tmp_path, images, suffix, monkeypatch):
     model, file = network(), tmp_path / f"weights{suffix}"

@@ -223,7 +223,7 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path, store):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     command = [sys.executable, str(driver), "--only", "throughput,trainable-share", "--store", str(store)]
-    command += ["--out", str(tmp_path / "out"), "--workers", "1", "60"]
+    command += ["--out", str(tmp_path / "out"), "--workers", "1", "20"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

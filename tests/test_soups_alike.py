@@ -100,7 +100,7 @@ def test_its_candidates_and_their_parent(make_model, windows):
         assert same_tensors(model, again)
     assert same_tensors(average(soup.models, soup.masks), soup.model)
     assert (pk.distances(soup.models, soup.parent)["distance"] > 0).all()
-    assert repr(soup) == f"Soup(1 cycles, 3 candidates, {soup.masks!r})"
+    assert repr(soup) == f"Soup(1 cycle, 3 candidates, {soup.masks!r})"
 
 
 def test_those_of_the_last_finished_cycle(make_model, windows):

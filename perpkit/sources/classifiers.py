@@ -67,7 +67,10 @@ def _cifar_resnet(path: Path) -> CifarResNet:
     blocks = {match[1] for key in state if (match := re.match(r"layer1\.(\d+)\.", key))}
     depth = 6 * len(blocks) + 2
     head = state.get("linear.weight")
-    model = CifarResNet(depth if depth in DEPTHS else 20, len(head) if head is not None and head.ndim else 10)
+    classes = len(head) if head is not None and head.ndim else 10
+    # Its first weights, of no use here, are drawn from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        model = CifarResNet(depth if depth in DEPTHS else 20, classes)
     wanted = model.state_dict()
     # Checkpoints from before PyTorch 0.4.1 do not count batches, and nothing here reads the count.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]

@@ -186,12 +186,14 @@ class DistortionExplorer(Explorer):
             file = self.upload.value[0]
             # What runs would hide what is said about the file.
             self._job.cancel()
-            self.cancel.disabled = True
             self._held = True
             try:
                 self._pictures[UPLOADED] = read_picture(file["name"], file["content"], shapes.SIDE)
                 self.subject.options = list(self._pictures)
                 self.subject.value = UPLOADED
+            except Exception as error:
+                self._failed(error)
+                return
             finally:
                 # The same file may be given again.
                 self.upload.value = ()

@@ -59,7 +59,8 @@ class Soup:
     parent: nn.Module | None
 
     def __repr__(self) -> str:
-        return f"Soup({self.cycles} cycles, {len(self.candidates)} candidates, {self.masks})"
+        cycles = f"{self.cycles} cycle{'' if self.cycles == 1 else 's'}"
+        return f"Soup({cycles}, {len(self.candidates)} candidates, {self.masks})"
 
 
 def sms(
