@@ -128,11 +128,15 @@ def test_no_map():
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize("shape", [(8, 8), (3, 9)])
-def test_maps_are_drawn_the_same_each_time_and_within_the_figure(count, shape):
-    maps = {f"map {place}\nof two lines": torch.randn(shape) for place in range(count)}
-    figure = plot_maps({"picture": torch.rand(3, *shape), **maps})
+@pytest.mark.parametrize("size", [0.1, 1.0, 1000.0])
+def test_maps_are_drawn_the_same_each_time_and_within_the_figure(count, shape, size):
+    generator = torch.Generator().manual_seed(2)
+    maps = {
+        f"map {place}\nof two lines": size * torch.randn(shape, generator=generator) for place in range(count)
+    }
+    figure = plot_maps({"picture": torch.rand(3, *shape, generator=generator), **maps})
     assert figure.png() == figure.png()
     for axes in figure.axes:
-        inside = Bbox.intersection(figure.bbox.padded(1), axes.get_tightbbox())
+        inside = Bbox.intersection(figure.bbox, axes.get_tightbbox())
         assert inside is not None
         assert inside.bounds == pytest.approx(axes.get_tightbbox().bounds), axes.get_title()

@@ -123,9 +123,10 @@ def plot_maps(rows: Mapping[str, torch.Tensor]) -> DataFigure:
             f"{lost} of {len(values)} values are not finite and left white" if lost else "",
         ],
     )
-    # Maps of a fixed shape would be laid out a little otherwise at each drawing.
+    # Maps of a fixed shape are laid out a little otherwise at each drawing; the third is settled.
     with DRAWING:
-        figure.draw_without_rendering()
+        for _ in range(3):
+            figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 
