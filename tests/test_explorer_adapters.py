@@ -32,7 +32,7 @@ def show(explorer, *chosen, **named) -> str:
 def test_the_numbers_are_those_of_a_cell(explorer, kind):
     said = show(explorer, kind, 2, sparsity=0.6)
     model, tokenizer = pk.load_model("tiny-opt")
-    text = pk.load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 32})
+    text = pk.load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1})
     masks = pk.prune(model, "magnitude", sparsity=0.6, progress=False)
     pruned = pk.perplexity(model, text.test)
     pk.attach(model, masks, kind, 2, alpha=4.0)

@@ -184,8 +184,8 @@ def test_blocks_and_next_tokens_are_those_of_a_cell(reading):
         assert rows["linear CKA"].tolist() == pytest.approx(table["cka"].tolist())
     before, after = (table["error"].iloc[-1] for table in wanted)
     assert words(reading) == (
-        f"hidden state after the last block: relative error {before:.3f} pruned → {after:.3f} after "
-        "retraining biases"
+        f"hidden state after the last block, on 16 test windows: relative error {before:.3f} pruned → "
+        f"{after:.3f} after retraining biases"
     )
     said = read(reading)
     for model in (dense, pruned, retrained):
@@ -221,7 +221,11 @@ def test_a_bad_prompt_is_told_and_the_controls_go_on(reading, prompt, said):
     reading.show("tiny-opt", prompt=prompt)
     assert words(reading).startswith("ValueError: ")
     assert said in words(reading)
+    # Not the picture of the prompt before.
+    with pytest.raises(ValueError, match=f"this has failed: ValueError: .*{said}"):
+        reading.figure()
     reading.show(prompt="It is a")
+    assert len(reading.figure().table)
     assert words(reading).startswith("hidden state")
 
 
@@ -252,6 +256,10 @@ def test_another_model_is_chosen(seeing):
         ({"layer": "linear"}, "layer is 'linear'"),
         ({"layer": "conv1", "filter": 16}, "filter is 16; the layer has 16, from 0"),
         ({"filter": -1}, "filter is -1"),
+        ({"filter": 1.5}, "filter is 1.5; it must be a whole number"),
+        ({"prompt": "It is"}, "shapes-resnet has no prompt; give another model with it"),
+        ({"model": "tiny-opt", "picture": "star"}, "tiny-opt has no picture; give another model"),
+        ({"model": "tiny-opt", "layer": "conv1", "filter": 1}, "tiny-opt has no layer and no filter"),
     ],
 )
 def test_what_is_not_offered_is_refused(seeing, asked, said):

@@ -41,7 +41,7 @@ def test_the_texts_are_those_of_a_cell(telling, temperature, seed):
     telling.show(prompt, sparsity=0.6, retrain="norms", tokens=12, temperature=temperature, seed=seed)
     assert telling.error is None
     dense, tokenizer = pk.load_model("tiny-opt", device="cpu")
-    text = pk.load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 16})
+    text = pk.load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1})
     pruned = copy.deepcopy(dense)
     masks = pk.prune(pruned, "magnitude", sparsity=0.6, progress=False)
     retrained = copy.deepcopy(pruned)
@@ -171,7 +171,10 @@ def test_a_bad_prompt_is_told_and_the_controls_go_on(telling, prompt, said):
     telling.show(prompt, tokens=3)
     assert words(telling).startswith("ValueError: ")
     assert said in words(telling)
+    with pytest.raises(ValueError, match=f"this has failed: ValueError: .*{said}"):
+        telling.figure()
     telling.show("It is a")
+    assert telling.figure().table["text"].iloc[0]
     assert "pruned by magnitude" in words(telling)
 
 

@@ -50,7 +50,8 @@ def shown_mask(explorer, layer=FC1) -> torch.Tensor:
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "wanda", "ria", "sparsegpt"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
 def test_the_mask_is_that_of_pruning_the_layer(explorer, tiny_opt, calibration, criterion, pattern):
-    explorer.show(0.6, layer=FC1, criterion=criterion, pattern=pattern, group="row")
+    share = 0.6 if pattern == "unstructured" else 0.5
+    explorer.show(share, layer=FC1, criterion=criterion, pattern=pattern, group="row")
     model = tiny_opt
     # Layers that are not named stay, so the inputs are the dense model's.
     how = {"sparsity": {FC1: 0.6}, "group": "row"}
@@ -238,7 +239,7 @@ def test_broken_weights_are_told():
         model[0].weight[0, 0] = torch.nan
     explorer = MaskExplorer(model, background=False)
     assert "a score is NaN" in words(explorer)
-    with pytest.raises(ValueError, match="nothing is computed yet"):
+    with pytest.raises(ValueError, match=r"this has failed: ValueError: .*a score is NaN"):
         explorer.figure()
 
 
@@ -253,14 +254,42 @@ def test_a_model_alone_offers_what_needs_no_data():
     [
         ({"criterion": "wanda"}, "criterion is 'wanda'; the explorer offers magnitude, random"),
         ({"layer": "x"}, "layer is 'x'; the explorer offers 0.weight"),
+        ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity is 0.6, but the pattern is 2:4, which is 0.5"),
+        ({"sparsity": "60 %"}, "sparsity is '60 %'; want a number"),
         ({"pattern": "1:2"}, "pattern is '1:2'"),
-        ({"sparsity": 1.5}, "sparsity is 1.5; the slider goes from 0 to 0.99"),
+        ({"sparsity": 1.5}, "sparsity is 1.5; the explorer offers 0 to 0.99"),
     ],
 )
 def test_what_is_not_offered_is_refused(chosen, said):
     explorer = MaskExplorer(linear()[0], background=False)
     with pytest.raises(ValueError, match=said):
         explorer.show(**chosen)
+
+
+def test_a_pattern_stays_until_another_is_given():
+    explorer = MaskExplorer(linear()[0], background=False)
+    explorer.show(0.25, pattern="unstructured")
+    explorer.show(pattern="2:4")
+    with pytest.raises(ValueError, match="give pattern='unstructured' with it"):
+        explorer.show(0.6)
+    assert words(explorer).startswith("0: 50 % of 64 weights pruned, 2 of every 4")
+    explorer.show(0.6, pattern="unstructured")
+    assert words(explorer).startswith("0: 59.4 % of 64 weights pruned, threshold")
+
+
+def test_a_layer_may_be_given_by_the_end_of_its_name(explorer):
+    explorer.show(layer="0.fc1", criterion="magnitude", pattern="unstructured")
+    assert explorer.wait(SOON)
+    assert explorer.layer.value == FC1
+    with pytest.raises(ValueError, match=r"layer is 'fc1'; it could be .*0\.fc1\.weight, .*1\.fc1\.weight"):
+        explorer.show(layer="fc1")
+    with pytest.raises(ValueError, match=r"did you mean '.*0\.fc1\.weight'\?"):
+        explorer.show(layer="0.fc11")
+
+
+def test_a_model_with_its_tokenizer_is_told_apart(tiny_opt):
+    with pytest.raises(ValueError, match=r"the model is a tuple; .*load_model gives a model and"):
+        MaskExplorer((tiny_opt, None))
 
 
 def test_an_unknown_model_is_refused():

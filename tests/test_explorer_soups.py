@@ -90,8 +90,8 @@ def test_nothing_is_retrained_twice(explorer, monkeypatch):
     [
         ({"sparsity": 0.55}, "sparsity is 0.55; the explorer offers 0.5, 0.6"),
         ({"masks": "none"}, "masks is 'none'; the explorer offers one mask for all, a mask for each"),
-        ({"along": 1.5}, "along is 1.5; it is a share between 0 and 1"),
-        ({"up": float("nan")}, "up is nan; it is a share between 0 and 1"),
+        ({"along": 1.5}, "along is 1.5; the explorer offers 0 to 1"),
+        ({"up": float("nan")}, "up is nan; the explorer offers 0 to 1"),
     ],
     ids=str,
 )

@@ -61,7 +61,8 @@ def test_a_pattern_says_the_sparsity_and_stands_beside_the_curves(store, runs):
     explorer = pk.SparsityExplorer(grid, store=store)
     assert explorer.pattern.options == ("unstructured", "2:4", "1:4")
     assert not explorer.sparsity.disabled
-    explorer.show(0.3, "biases", pattern="1:4")
+    explorer.show(0.3, "biases")
+    explorer.show(pattern="1:4")
     assert explorer.wait(SOON)
     assert words(explorer).startswith(
         "1:4: perplexity 2.00 dense → 9.50 pruned → 2.75 after retraining biases"
@@ -100,8 +101,33 @@ def test_controls_without_a_choice_are_hidden(store, runs):
 @pytest.mark.parametrize("change", [{"criterion": "random"}, {"pattern": "2:4"}])
 def test_what_is_not_offered_is_refused(store, runs, change):
     explorer = pk.SparsityExplorer(pk.Grid(**BOTH), store=store)
-    with pytest.raises(ValueError, match=r"cannot show 'none', '.*' at 0.5; .*criterion magnitude, wanda"):
+    [[name, value]] = change.items()
+    said = f"{name} is '{value}'; the explorer offers (magnitude, wanda|unstructured)"
+    with pytest.raises(ValueError, match=said):
         explorer.show(0.5, "none", **change)
+
+
+def test_a_sparsity_beside_a_pattern_is_refused(store, runs):
+    explorer = pk.SparsityExplorer(pk.Grid(pattern=[None, "2:4"]), store=store)
+    explorer.show(0.5, pattern="2:4")
+    with pytest.raises(ValueError, match=r"sparsity is 0\.6, but the pattern is 2:4, which is 0\.5; give"):
+        explorer.show(0.6)
+    assert explorer.wait(SOON)
+    assert words(explorer).startswith("2:4: ")
+    explorer.show(0.6, pattern="unstructured")
+    assert explorer.wait(SOON)
+    assert words(explorer).startswith("60 %: ")
+
+
+def test_a_sparsity_that_was_computed_is_found(store, runs):
+    explorer = pk.SparsityExplorer(pk.Grid(sparsity=[0.5]), store=store)
+    explorer.show(0.1 + 0.2)
+    assert explorer.wait(SOON)
+    assert words(explorer).startswith("30 %: ")
+    assert runs[-1].sparsity == 0.3
+    explorer.show("60 %")
+    assert explorer.wait(SOON)
+    assert words(explorer).startswith("60 %: ")
 
 
 def test_show_asks_once(store, runs):

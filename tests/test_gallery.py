@@ -19,7 +19,7 @@ class Quiet(Explorer):
     """An explorer that shows an empty picture."""
 
     def __init__(self, *_, export_folder, store=None):
-        super().__init__([], export_folder=export_folder)
+        super().__init__({}, export_folder=export_folder)
         figure = DataFigure(figsize=(1, 1))
         self._show(figure, figure.png())
 

@@ -81,7 +81,10 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if not found:
-        raise ValueError(f"the pattern is {pattern!r}; write N:M to keep N of every M weights, such as '2:4'")
+        raise ValueError(
+            f"the pattern is {pattern!r}; write N:M to keep N of every M weights, such as '2:4', "
+            "or None for no pattern"
+        )
     return checked_pattern((int(found[1]), int(found[2])))
 
 

@@ -26,7 +26,8 @@ from ...sources.text import load_text
 from ..job import Pace, Request
 from ..plots.adapter import plot_adapter
 from ..plots.card import short_names
-from .explorer import Explorer, bar, guarded
+from .explorer import Explorer, guarded
+from .progress import bar
 from .scores import remember
 from .versions import check_steps
 
@@ -81,7 +82,7 @@ class AdapterExplorer(Explorer):
         check_steps(steps)
         self._name, self._steps = model, steps
         self._dense, tokenizer = load_model(model)
-        text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 32})
+        text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1})
         self._train, self._test = text.train, text.test
         self._pruned: OrderedDict[float, tuple[PreTrainedModel, Masks, float]] = OrderedDict()
         self._trained: OrderedDict[tuple[str, int, float], Trained] = OrderedDict()
@@ -111,9 +112,7 @@ class AdapterExplorer(Explorer):
             layout=wide,
         )
         controls = {name: getattr(self, name) for name in ("kind", "rank", "sparsity", "layer")}
-        for name, control in controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(list(controls.values()), export_folder=export_folder, background=background)
+        super().__init__(controls, export_folder=export_folder, background=background)
         for control in controls.values():
             control.observe(self._on_change, names="value")
         self._on_change()
@@ -126,21 +125,18 @@ class AdapterExplorer(Explorer):
         sparsity: float | None = None,
         layer: str | None = None,
     ) -> None:
-        """Put the controls where a hand would, those that are given; `layer` is a parameter's name.
+        """Put the controls where a hand would, those that are given.
+
+        `layer` is a name, or as much of its end as says which.
 
         Raises ValueError for what they do not offer.
         """
-        named = {"kind": kind, "rank": rank, "sparsity": sparsity, "layer": layer}
-        chosen = {name: value for name, value in named.items() if value is not None}
-        for name, value in chosen.items():
-            offered = [each[1] if isinstance(each, tuple) else each for each in getattr(self, name).options]
-            if value not in offered:
-                raise ValueError(f"{name} is {value!r}; the explorer offers {', '.join(map(str, offered))}")
-        for name, value in chosen.items():
-            getattr(self, name).value = value
+        self._put(kind=kind, rank=rank, sparsity=sparsity, layer=layer)
 
     @guarded
     def _on_change(self, _=None) -> None:
+        if self._held:
+            return
         key = self.kind.value, self.rank.value, self.sparsity.value
         self._ask("working", functools.partial(self._compute, key=key, layer=self.layer.value))
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...experiments.experiment import Experiment
+from .offers import UNSTRUCTURED
 
-UNSTRUCTURED = "unstructured"
 # Inputs that mean nothing without a retraining, and so may differ from it.
 OF_RETRAINING = "retrain rank alpha start steps lr batch accumulate schedule weight_decay".split()
 CHOSEN = ("criterion", "pattern", "sparsity", "seed")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from .choices import Choice, Choices
+from .offers import check_sparsity, offered
 from .points import percent
 
 SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
@@ -38,9 +39,8 @@ class Controls:
         self.compare = widgets.Checkbox(
             False, description="compare with the paper", indent=False, layout=widgets.Layout(width="190px")
         )
-        for name in ("sparsity", "criterion", "pattern", "retrain", "compare"):
-            getattr(self, name).add_class(f"perpkit-{name}")
-        self.all = [self.sparsity, self.criterion, self.pattern, self.retrain, self.compare]
+        names = ("sparsity", "criterion", "pattern", "retrain", "compare")
+        self.all = {name: getattr(self, name) for name in names}
         self._watch(True)
 
     def choice(self) -> Choice:
@@ -48,28 +48,29 @@ class Controls:
         choice = Choice(self.sparsity.value, self.retrain.value, self.criterion.value, self.pattern.value)
         return dataclasses.replace(choice, sparsity=self._choices.pruned(choice).sparsity)
 
-    def put(self, sparsity: float, retrain: str, criterion: str | None, pattern: str | None) -> None:
+    def put(
+        self, sparsity: float | None, retrain: str | None, criterion: str | None, pattern: str | None
+    ) -> None:
         """Put them on a choice, without calling `on_change`; None leaves one as it is.
 
-        Raises ValueError for what they do not offer.
+        Raises ValueError for what they do not offer, and for a sparsity that is not the pattern's.
         """
-        wanted = {self.retrain: retrain, self.criterion: criterion, self.pattern: pattern}
-        given = {control: value for control, value in wanted.items() if value is not None}
-        sparsities = [value for _, value in self.sparsity.options]
-        if sparsity not in sparsities or any(value not in each.options for each, value in given.items()):
-            words = ", ".join(map(repr, given.values()))
-            offers = [f"{each.description} {', '.join(each.options)}" for each in wanted]
-            offers.append(f"sparsity {', '.join(map(str, sparsities))}")
-            raise ValueError(f"cannot show {words} at {sparsity}; the explorer offers: {'; '.join(offers)}")
+        named = {"sparsity": sparsity, "retrain": retrain, "criterion": criterion, "pattern": pattern}
+        chosen = {
+            name: offered(getattr(self, name), name, value)
+            for name, value in named.items()
+            if value is not None
+        }
+        check_sparsity(sparsity, chosen.get("pattern", self.pattern.value))
         self._watch(False)
         try:
-            for control, value in {**given, self.sparsity: sparsity}.items():
-                control.value = value
+            for name, value in chosen.items():
+                getattr(self, name).value = value
         finally:
             self._watch(True)
 
     def _watch(self, watched: bool) -> None:
-        for control in self.all:
+        for control in self.all.values():
             (control.observe if watched else control.unobserve)(self._on_change, names="value")
 
 

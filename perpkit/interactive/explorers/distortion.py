@@ -8,11 +8,14 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 
+from ...retraining.loop.settings import check_whole
 from ...sources import shapes
 from ...sources.embedded import EMBEDDED_CLASSIFIERS, EMBEDDED_MODELS
 from ..job import Pace, Request
 from ..upload import FORMATS, read_picture
-from .explorer import SPINNER, Explorer, bar, guarded
+from .explorer import Explorer, guarded
+from .offers import offered
+from .progress import SPINNER, bar
 from .versions import RETRAININGS, SPARSITIES, is_classifier
 from .views import Chosen, Models, PictureView, TextView
 
@@ -54,7 +57,6 @@ class DistortionExplorer(Explorer):
         self._steps = steps
         self._views: dict[str, PictureView | TextView] = {}
         self._pictures = _examples()
-        self._held = False
         pictured = self._view(model if is_classifier(model) else EMBEDDED_CLASSIFIERS[0])
         assert isinstance(pictured, PictureView)
         self._layers = pictured.layers
@@ -91,14 +93,8 @@ class DistortionExplorer(Explorer):
             "It is a", description="prompt", continuous_update=False, layout=widgets.Layout(width="608px")
         )
         names = ["model", "sparsity", "retrain", "subject", "layer", "filter", "prompt", "upload", "limits"]
-        self._controls = {name: getattr(self, name) for name in names}
-        for name, control in self._controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(
-            list(self._controls.values()),
-            export_folder=export_folder,
-            background=background,
-        )
+        controls = {name: getattr(self, name) for name in names}
+        super().__init__(controls, export_folder=export_folder, background=background)
         self.predictions = widgets.HTML()
         self.predictions.add_class("perpkit-predictions")
         self.set_trait("children", [*self.children, self.predictions])
@@ -120,32 +116,26 @@ class DistortionExplorer(Explorer):
     ) -> None:
         """Put the controls where a hand would, those that are given, and ask for what they say.
 
-        Raises ValueError for what they do not offer.
+        `picture`, `layer` and `filter` are for the classifier, `prompt` is for a language model.
+
+        Raises ValueError for what they do not offer, and for what the model has no use for.
         """
-        given = {"model": model, "sparsity": sparsity, "retrain": retrain, "subject": picture, "layer": layer}
-        for name, value in given.items():
-            control = self._controls[name]
-            offered = [each[1] if isinstance(each, tuple) else each for each in control.options]
-            if value is not None and value not in offered:
-                raise ValueError(
-                    f"{control.description} is {value!r}; the explorer offers {', '.join(map(str, offered))}"
-                )
-        filters = self._layers[layer or self.layer.value]
-        if filter is not None and not 0 <= filter < filters:
-            raise ValueError(f"filter is {filter}; the layer has {filters}, from 0")
+        chosen = self._offered(model=model, sparsity=sparsity, retrain=retrain, layer=layer, prompt=prompt)
+        if picture is not None:
+            chosen["subject"] = offered(self.subject, "picture", picture)
+        filters = self._layers[chosen.get("layer", self.layer.value)]
+        if filter is not None:
+            check_whole(filter=filter)
+            if not 0 <= filter < filters:
+                raise ValueError(f"filter is {filter}; the layer has {filters}, from 0")
+            chosen["filter"] = filter
+        pictured = is_classifier(now := chosen.get("model", self.model.value))
+        useless = ["prompt"] if pictured else ["subject", "layer", "filter"]
+        if given := [self._controls[name].description for name in useless if name in chosen]:
+            raise ValueError(f"{now} has no {' and no '.join(given)}; give another model with it")
         with self._job.lock:
-            # One request for all of them, not one for each.
-            self._held = True
-            try:
-                for name, value in {**given, "prompt": prompt}.items():
-                    if value is not None:
-                        self._controls[name].value = value
-                self._fit_filters()
-                if filter is not None:
-                    self.filter.value = filter
-            finally:
-                self._held = False
-            self._on_change()
+            self._fit_filters(filters)
+            self._set(chosen)
 
     # --- callbacks ---------------------------------------------------------------------------------
 
@@ -154,7 +144,7 @@ class DistortionExplorer(Explorer):
         with self._job.lock:
             if self._held:
                 return
-            self._fit_filters()
+            self._fit_filters(self._layers[self.layer.value])
             pictured = is_classifier(self.model.value)
             for name in ("subject", "layer", "filter", "prompt", "upload", "limits"):
                 self._controls[name].layout.display = "none" if (name == "prompt") == pictured else None
@@ -170,11 +160,11 @@ class DistortionExplorer(Explorer):
             said = "working" if chosen.model in self._views else f"loading {html.escape(chosen.model)}"
             self._ask(said, functools.partial(self._compute, chosen=chosen))
 
-    def _fit_filters(self) -> None:
-        """Let the filter be one of the chosen layer's."""
+    def _fit_filters(self, filters: int) -> None:
+        """Let the filter be one of so many."""
         held, self._held = self._held, True
         try:
-            self.filter.max = self._layers[self.layer.value] - 1
+            self.filter.max = filters - 1
         finally:
             self._held = held
 

@@ -5,17 +5,19 @@ import functools
 import html
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 
 from ..job import Job, Request, Work
 from ..plots.figure import ENDINGS, DataFigure, save_figure
 from .lifetime import close_parts, replace_predecessors
+from .offers import offered
+from .progress import SPINNER
 
 SECONDS_BETWEEN_NEWS = 0.2
-SPINNER = '<i class="fa fa-spinner fa-spin" title="working"></i>'
 KINDS = {".pdf": "application/pdf", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
 
 
@@ -32,36 +34,16 @@ def guarded(callback):
     return call
 
 
-def bar(done: float, total: float, seconds: float | None = None) -> str:
-    """A progress bar in HTML, with the time that is left where it is known.
-
-    >>> bar(3, 10, 100)
-    '<progress value="3" max="10"></progress> about 1.7 min left'
-    """
-    drawn = f'<progress value="{done:g}" max="{total:g}"></progress>'
-    return drawn if seconds is None else f"{drawn} about {spoken(seconds)} left"
-
-
-def spoken(seconds: float) -> str:
-    """A time in the unit that people would use.
-
-    >>> spoken(0.2), spoken(59), spoken(5400)
-    ('1 s', '59 s', '1.5 h')
-    """
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
 class Explorer(widgets.VBox):
     """A row of controls, a message, a picture and its export, above one cancellable background job.
 
-    A subclass gives its `controls`, and asks for work with `_ask` whenever one of them has changed. Messages
-    are HTML: what comes from people or files is escaped by whoever says it. What went wrong is shown in
-    words, with the traceback folded away; `error` holds the last exception, and the controls stay usable.
-    Exports are written into `export_folder` and nowhere else. With `background=False`, for programs and
-    headless runs, the same work is done before the control's change returns. `close()` ends the work; so does
-    running the notebook's cell again, for what the cell has made before.
+    A subclass gives its `controls` by name, and asks for work with `_ask` in `_on_change`, whenever one of
+    them has changed, unless it is `_held`. Messages are HTML: what comes from people or files is escaped by
+    whoever says it. What went wrong is shown in words, with the traceback folded away; `error` holds the last
+    exception, and the controls stay usable. Exports are written into `export_folder` and nowhere else;
+    programs write `figure()` with `pk.save_figure`. With `background=False`, for programs and headless runs,
+    the same work is done before the control's change returns. `close()` ends the work; so does running the
+    notebook's cell again, for what the cell has made before.
 
     Raises ValueError for an `export_folder` that is no folder.
     """
@@ -74,7 +56,7 @@ class Explorer(widgets.VBox):
 
     def __init__(
         self,
-        controls: Sequence[widgets.Widget],
+        controls: Mapping[str, Any],
         *,
         export_folder: str | Path = "exports",
         background: bool = True,
@@ -82,11 +64,15 @@ class Explorer(widgets.VBox):
         if not isinstance(export_folder, str | Path) or Path(export_folder).is_file():
             raise ValueError(f"the export folder {export_folder!r} is no folder")
         # Its lock guards what the work has made, and the widgets.
-        self._job = Job(self._failed, background=background)
+        self._job = Job(self._work_failed, background=background)
         self._jobs = [self._job]
         self._figure: DataFigure | None = None
         self._folder = Path(export_folder)
         self.error: Exception | None = None
+        # Of the work that was last asked for.
+        self._failure: Exception | None = None
+        self._controls = dict(controls)
+        self._held = False
         narrow = widgets.Layout(width="104px")
         self.cancel = widgets.Button(description="Cancel", icon="stop", layout=narrow, disabled=True)
         self.again = widgets.Button(description="Try again", icon="refresh", layout=narrow, disabled=True)
@@ -110,13 +96,15 @@ class Explorer(widgets.VBox):
             button.add_class(f"perpkit-export-{ending[1:]}")
         for name in ("cancel", "again", "message", "details", "picture", "exported"):
             getattr(self, name).add_class(f"perpkit-{name}")
+        for name, part in self._controls.items():
+            part.add_class(f"perpkit-{name}")
         self.cancel.on_click(self._on_cancel)
         self.again.on_click(self._on_again)
         self._work: tuple[str, Work] | None = None
         wrapped = widgets.Layout(flex_flow="row wrap")
         super().__init__(
             [
-                widgets.HBox([*controls, self.cancel, self.again], layout=wrapped),
+                widgets.HBox([*controls.values(), self.cancel, self.again], layout=wrapped),
                 self.message,
                 self.details,
                 self.picture,
@@ -144,20 +132,57 @@ class Explorer(widgets.VBox):
     def figure(self) -> DataFigure:
         """The picture as a figure, once everything asked for is computed.
 
-        Raises ValueError when nothing could be computed.
+        Raises ValueError when what was asked for last has failed, and when there is no picture yet.
         """
         self.wait()
         with self._job.lock:
-            if (figure := self._current()) is None:
-                raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
+            figure = self._current()
+            # Else the picture of what was asked for before would be taken for this one's.
+            if figure is None or self._failure is not None:
+                raise self._missing()
             return figure
 
     # --- for subclasses ----------------------------------------------------------------------------
 
+    def _put(self, **given: Any) -> None:
+        """Put the controls where they are told, those that are, and ask once for what they then say.
+
+        Raises ValueError, and leaves all as they were, for what one of them does not offer.
+        """
+        self._set(self._offered(**given))
+
+    def _set(self, chosen: Mapping[str, Any]) -> None:
+        """The same for values that are offered."""
+        with self._job.lock:
+            self._held = True
+            try:
+                for name, value in chosen.items():
+                    self._controls[name].value = value
+            finally:
+                self._held = False
+        self._on_change()
+
+    def _offered(self, **given: Any) -> dict[str, Any]:
+        """The controls' values for what is given; without those that are None."""
+        told = {name: value for name, value in given.items() if value is not None}
+        return {name: offered(self._controls[name], name, value) for name, value in told.items()}
+
+    def _on_change(self, _=None) -> None:
+        """Ask for what the controls say; each subclass has its own."""
+        raise NotImplementedError
+
+    def _missing(self) -> ValueError:
+        """Why there is no figure."""
+        if self._failure is None:
+            return ValueError("nothing is computed yet: the first point was cancelled")
+        error = ValueError(f"this has failed: {self._words(self._failure)}")
+        error.__cause__ = self._failure
+        return error
+
     def _ask(self, text: str, work: Work) -> None:
         """Start the work, or put it in the place of what runs, saying the text meanwhile."""
         with self._job.lock:
-            self._work = text, work
+            self._work, self._failure = (text, work), None
             self._say(f"{text} {SPINNER}", busy=True)
             self._job.submit(work)
 
@@ -221,6 +246,11 @@ class Explorer(widgets.VBox):
         return f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>'
 
     # --- callbacks ---------------------------------------------------------------------------------
+
+    def _work_failed(self, error: Exception) -> None:
+        with self._job.lock:
+            self._failure = error
+            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         with self._job.lock:

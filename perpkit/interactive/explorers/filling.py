@@ -12,7 +12,8 @@ from ...experiments.run import prepared_key
 from ...experiments.store import Store
 from ...experiments.sweep import NothingComputed, sweep
 from ..job import Job, Pace, Request
-from .explorer import SECONDS_BETWEEN_NEWS, SPINNER, bar
+from .explorer import SECONDS_BETWEEN_NEWS
+from .progress import SPINNER, bar
 from .rows import Rows
 
 

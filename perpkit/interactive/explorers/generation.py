@@ -14,7 +14,8 @@ from ...evaluation.perplexity import perplexity
 from ...experiments.shared import Cancelled
 from ..job import Pace, Request
 from ..plots.texts import plot_texts
-from .explorer import Explorer, bar, guarded
+from .explorer import Explorer, guarded
+from .progress import bar
 from .versions import RETRAININGS, SPARSITIES, text_versions
 from .views import unknown_said
 
@@ -62,7 +63,6 @@ class GenerationExplorer(Explorer):
     ):
         self._versions, self._tokenizer, self._text = text_versions(model, steps)
         self._measured: dict[tuple, float] = {}
-        self._held = False
         wide = widgets.Layout(width="300px")
         self.prompt = widgets.Textarea(
             "It is a",
@@ -97,10 +97,8 @@ class GenerationExplorer(Explorer):
             0, min=0, max=9999, description="seed", layout=widgets.Layout(width="160px")
         )
         names = ("prompt", "sparsity", "retrain", "tokens", "sampling", "temperature", "seed")
-        self._controls: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name, control in self._controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(list(self._controls.values()), export_folder=export_folder, background=background)
+        controls = {name: getattr(self, name) for name in names}
+        super().__init__(controls, export_folder=export_folder, background=background)
         self.texts = widgets.HTML()
         self.texts.add_class("perpkit-texts")
         # In the place of the picture: text that can be read in any theme, and copied.
@@ -120,33 +118,23 @@ class GenerationExplorer(Explorer):
         temperature: float | None = None,
         seed: int | None = None,
     ) -> None:
-        """Put the controls where a hand would, those that are given; temperature 0 is greedy.
+        """Put the controls where a hand would, those that are given.
+
+        Temperature 0 is greedy, whatever the seed.
 
         Raises ValueError for what they do not offer.
         """
-        for name, choice, offered in (
-            ("sparsity", sparsity, SPARSITIES),
-            ("retrain", retrain, RETRAININGS),
-        ):
-            if choice is not None and choice not in offered:
-                raise ValueError(f"{name} is {choice!r}; the explorer offers {', '.join(map(str, offered))}")
-        numbers = {"tokens": tokens, "temperature": temperature or None, "seed": seed}
-        for name, number in numbers.items():
-            control = self._controls[name]
-            if number is not None and not control.min <= number <= control.max:
-                raise ValueError(f"{name} is {number}; the explorer offers {control.min} to {control.max}")
-        sampling = None if temperature is None else SAMPLED if temperature > 0 else GREEDY
-        given = {"prompt": prompt, "sparsity": sparsity, "retrain": retrain, "sampling": sampling, **numbers}
-        with self._job.lock:
-            # One request for all of them, not one for each.
-            self._held = True
-            try:
-                for name, value in given.items():
-                    if value is not None:
-                        self._controls[name].value = value
-            finally:
-                self._held = False
-            self._on_change()
+        greedy = self.sampling.value == GREEDY if temperature is None else temperature == 0
+        sampling = None if temperature is None else GREEDY if greedy else SAMPLED
+        self._put(
+            prompt=prompt,
+            sparsity=sparsity,
+            retrain=retrain,
+            tokens=tokens,
+            sampling=sampling,
+            temperature=None if greedy else temperature,
+            seed=seed,
+        )
 
     @guarded
     def _on_change(self, _=None) -> None:

@@ -23,11 +23,12 @@ from ..job import Job, Request
 from ..plots.card import short_names
 from ..plots.figure import DataFigure
 from ..plots.mask_view import Frame, MaskView
-from .explorer import Explorer, bar, guarded
+from .explorer import Explorer, guarded
+from .offers import UNSTRUCTURED, check_sparsity
+from .progress import bar
 from .scores import SCORES, Scores, remember
 
 NOTHING = "nothing"
-UNSTRUCTURED = "unstructured"
 PATTERNS = (UNSTRUCTURED, "2:4", "4:8")
 # Of matrices up to this size a frame is drawn before the slider's next position is asked for: were it left to
 # a job, a hand that keeps moving would stop every frame before it is shown.
@@ -121,11 +122,9 @@ class MaskExplorer(Explorer):
             name: getattr(self, name)
             for name in ("layer", "criterion", "other", "pattern", "group", "sparsity")
         }
-        for name, control in controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(list(controls.values()), export_folder=export_folder, background=background)
+        super().__init__(controls, export_folder=export_folder, background=background)
         # Draws in the callback's own thread.
-        self._frames = Job(self._failed, background=False, lock=self._job.lock)
+        self._frames = Job(self._work_failed, background=False, lock=self._job.lock)
         self._jobs = [self._job, self._frames]
         for control in controls.values():
             control.observe(self._on_change, names="value")
@@ -141,22 +140,18 @@ class MaskExplorer(Explorer):
         pattern: str | None = None,
         group: str | None = None,
     ) -> None:
-        """Put the controls where a hand would, those that are given; `layer` is a matrix's name.
+        """Put the controls where a hand would, those that are given.
 
-        Raises ValueError for what they do not offer.
+        `layer` is a name, or as much of its end as says which.
+        A pattern says the sparsity itself, and compares weights within its own groups.
+
+        Raises ValueError for what they do not offer, and for a sparsity that is not the pattern's.
         """
-        named = {"layer": layer, "criterion": criterion, "other": other, "pattern": pattern, "group": group}
-        chosen: dict = {name: value for name, value in named.items() if value is not None}
-        for name, value in chosen.items():
-            offered = [each[1] if isinstance(each, tuple) else each for each in getattr(self, name).options]
-            if value not in offered:
-                raise ValueError(f"{name} is {value!r}; the explorer offers {', '.join(offered)}")
-        if sparsity is not None:
-            if not 0 <= sparsity <= self.sparsity.max:
-                raise ValueError(f"sparsity is {sparsity}; the slider goes from 0 to {self.sparsity.max}")
-            chosen["sparsity"] = sparsity
-        for name, value in chosen.items():
-            getattr(self, name).value = value
+        given = self._offered(
+            sparsity=sparsity, layer=layer, criterion=criterion, other=other, pattern=pattern, group=group
+        )
+        check_sparsity(sparsity, given.get("pattern", self.pattern.value))
+        self._set(given)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
@@ -167,6 +162,8 @@ class MaskExplorer(Explorer):
 
     @guarded
     def _on_change(self, _=None) -> None:
+        if self._held:
+            return
         choice = Choice(
             self.layer.value,
             self.criterion.value,
@@ -182,7 +179,7 @@ class MaskExplorer(Explorer):
         if self._is_quick(choice):
             with self._job.lock:
                 self._job.cancel()
-                self._work = "drawing", work
+                self._work, self._failure = ("drawing", work), None
             self._frames.submit(work)
         else:
             self._ask("looking at the layer's inputs", work)

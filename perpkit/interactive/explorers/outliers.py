@@ -23,7 +23,8 @@ from ...sources.text import load_text
 from ..job import Pace, Request
 from ..plots.curves import plot_curves
 from ..plots.figure import GREY, DataFigure
-from .explorer import Explorer, bar, guarded
+from .explorer import Explorer, guarded
+from .progress import bar
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6)
@@ -43,10 +44,11 @@ class OutlierExplorer(Explorer):
     Magnitude pruning sees only the smaller weights and collapses; Wanda sees the product and does not move.
     The dial is σ of `plant_outliers`. Its other positions are computed in the background, the chosen one
     first, for one choice of the channels (a seed) and then for two more. `model` is an embedded name, a
-    folder or a Hub id as `load_model` takes them, of an OPT or a Llama.
+    folder or a Hub id as `load_model` takes them, of an OPT or a Llama; outliers that it has itself, as
+    "tiny-opt-outliers" does, are there at σ = 0 already.
 
-    Raises ValueError for a model that cannot be loaded, no strengths or seeds, and a strength that is not
-    from 0 to 20.
+    Raises ValueError for a model that cannot be loaded, no list of strengths or seeds, and a strength that
+    is not from 0 to 20.
 
     >>> explorer = OutlierExplorer(strengths=[0, 2], seeds=[0], background=False)
     >>> table = explorer.figure().table.set_index(["criterion", "strength"])["perplexity"]
@@ -88,9 +90,7 @@ class OutlierExplorer(Explorer):
             layout=widgets.Layout(width="215px"),
         )
         controls = {"strength": self.strength, "sparsity": self.sparsity}
-        for name, control in controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(list(controls.values()), export_folder=export_folder, background=background)
+        super().__init__(controls, export_folder=export_folder, background=background)
         for control in controls.values():
             control.observe(self._on_change, names="value")
         self._on_change()
@@ -100,17 +100,12 @@ class OutlierExplorer(Explorer):
 
         Raises ValueError for what they do not offer.
         """
-        chosen = {"strength": strength, "sparsity": sparsity}
-        for name, value in chosen.items():
-            offered = [each for _, each in getattr(self, name).options]
-            if value is not None and value not in offered:
-                raise ValueError(f"{name} is {value!r}; the explorer offers {', '.join(map(str, offered))}")
-        for name, value in chosen.items():
-            if value is not None:
-                getattr(self, name).value = value
+        self._put(strength=strength, sparsity=sparsity)
 
     @guarded
     def _on_change(self, _=None) -> None:
+        if self._held:
+            return
         strength, sparsity = self.strength.value, self.sparsity.value
         work = functools.partial(self._compute, strength=strength, sparsity=sparsity)
         self._ask(f"{_named(strength)}: working", work)
@@ -191,7 +186,8 @@ class OutlierExplorer(Explorer):
         seeds = here["seed"].nunique()
         return (
             f"{_named(strength)}: the function is the same up to rounding, its logits, up to "
-            f"{here['logits'].max():.3g}, differ by at most {here['logits_change'].max():.1g}. Perplexity"
+            f"{here['logits'].max():.3g}, differ by at most {here['logits_change'].max():.1g}. Perplexity on "
+            f"{len(self._test)} test windows"
             f"{f' from σ = 0 to {strength:g}' if moved else ''}: not pruned {values[DENSE]}; pruned to "
             f"{100 * sparsity:g} % by magnitude {values['magnitude']}, by Wanda {values['wanda']}"
             f"{f' (means of {seeds} seeds)' if seeds > 1 else ''}"
@@ -199,8 +195,9 @@ class OutlierExplorer(Explorer):
 
 
 def _check_dial(strengths: Sequence[float], seeds: Sequence[int]) -> None:
-    if not strengths or not seeds:
-        raise ValueError("want at least one strength and one seed")
+    for name, given in {"strengths": strengths, "seeds": seeds}.items():
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+            raise ValueError(f"{name} is {given!r}; want a list of one or more")
     check_whole(**{f"seed {place}": seed for place, seed in enumerate(seeds)})
     for strength in strengths:
         if not isinstance(strength, Real) or not 0 <= strength <= STRONGEST:

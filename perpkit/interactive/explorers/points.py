@@ -13,7 +13,8 @@ from matplotlib.patheffects import withStroke
 from ..plots.card import figure_of, is_share
 from ..plots.curves import plot_curves
 from ..plots.figure import GREY, DataFigure
-from .choices import UNSTRUCTURED, Choice
+from .choices import Choice
+from .offers import UNSTRUCTURED
 
 # The slider's end, so that the curves stay where they are when points are added.
 LAST = 0.9

@@ -39,7 +39,8 @@ class Scores:
     def __init__(self, model: nn.Module, calibration: torch.Tensor | None, seed: int = 0):
         check_whole(seed=seed)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"the model is a {type(model).__name__}; want a name or a torch module")
+            hint = "; load_model gives a model and its tokenizer" if isinstance(model, tuple) else ""
+            raise ValueError(f"the model is a {type(model).__name__}; want a name or a torch module{hint}")
         if not isinstance(calibration, torch.Tensor | None):
             raise ValueError(
                 f"the calibration is a {type(calibration).__name__}; want a tensor, of token windows "

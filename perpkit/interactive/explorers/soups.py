@@ -102,9 +102,7 @@ class SoupExplorer(Explorer):
             1 / 3, min=0, max=1, step=1 / 30, description="→ C", continuous_update=False, layout=wide
         )
         controls = {name: getattr(self, name) for name in ("sparsity", "masks", "view", "along", "up")}
-        for name, control in controls.items():
-            control.add_class(f"perpkit-{name}")
-        super().__init__(list(controls.values()), export_folder=export_folder, background=background)
+        super().__init__(controls, export_folder=export_folder, background=background)
         for control in controls.values():
             control.observe(self._on_change, names="value")
         self._on_change()
@@ -122,20 +120,12 @@ class SoupExplorer(Explorer):
 
         Raises ValueError for what they do not offer.
         """
-        for name, value in {"sparsity": sparsity, "masks": masks, "view": view}.items():
-            offered = [each[1] if isinstance(each, tuple) else each for each in getattr(self, name).options]
-            if value is not None and value not in offered:
-                raise ValueError(f"{name} is {value!r}; the explorer offers {', '.join(map(str, offered))}")
-        for name, share in {"along": along, "up": up}.items():
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share}; it is a share between 0 and 1")
-        given = {"sparsity": sparsity, "masks": masks, "view": view, "along": along, "up": up}
-        for name, given_value in given.items():
-            if given_value is not None:
-                getattr(self, name).value = given_value
+        self._put(along=along, up=up, sparsity=sparsity, masks=masks, view=view)
 
     @guarded
     def _on_change(self, _=None) -> None:
+        if self._held:
+            return
         chosen = self.masks.value, self.sparsity.value
         up, along = self.up.value, self.along.value
         shares = [(1 - up) * (1 - along), (1 - up) * along, up]

@@ -18,9 +18,10 @@ from ..plots.figure import DataFigure
 from ..published import published
 from .choices import Choice, Choices
 from .controls import Controls
-from .explorer import SPINNER, Explorer, bar, guarded, trace_of
+from .explorer import Explorer, guarded, trace_of
 from .filling import Filling
 from .points import Pictures, draw, draw_curves, in_view, is_in_view, percent, result, rows_table
+from .progress import SPINNER, bar
 from .rows import Rows
 
 
@@ -69,11 +70,11 @@ class SparsityExplorer(Explorer):
         self._behind = pd.DataFrame()
         self._pictures = Pictures(self._measures)
         self._result = ""
-        self._controls = Controls(self._choices, self._on_point)
-        self.sparsity, self.retrain = self._controls.sparsity, self._controls.retrain
-        self.criterion, self.pattern = self._controls.criterion, self._controls.pattern
-        self.compare = self._controls.compare
-        super().__init__(self._controls.all, export_folder=export_folder, background=background)
+        self._panel = Controls(self._choices, self._on_point)
+        self.sparsity, self.retrain = self._panel.sparsity, self._panel.retrain
+        self.criterion, self.pattern = self._panel.criterion, self._panel.pattern
+        self.compare = self._panel.compare
+        super().__init__(self._panel.all, export_folder=export_folder, background=background)
         filler = Job(self._filling_failed, background=background, lock=self._job.lock)
         self._jobs = [self._job, filler]
         self.filling = Filling(
@@ -83,7 +84,7 @@ class SparsityExplorer(Explorer):
             self._rows,
             on_row=self._fill_in,
             on_click=self._on_fill,
-            first=lambda each: is_in_view(each.asdict(), self._controls.choice()),
+            first=lambda each: is_in_view(each.asdict(), self._panel.choice()),
         )
         self.filling.observe(self._on_filling, names="running")
         self.table = widgets.HTML()
@@ -95,18 +96,23 @@ class SparsityExplorer(Explorer):
         self._on_point()
 
     def show(
-        self, sparsity: float, retrain: str, *, criterion: str | None = None, pattern: str | None = None
+        self,
+        sparsity: float | None = None,
+        retrain: str | None = None,
+        *,
+        criterion: str | None = None,
+        pattern: str | None = None,
     ) -> None:
         """Put the controls on a point, as a hand would, and ask for it, again if need be.
 
-        `criterion` and `pattern` ("unstructured", "2:4", …) stay as they are unless told; a pattern such as
-        "2:4" says the sparsity itself.
+        What is not told stays as it is. `pattern` is "unstructured" or one such as "2:4", which says the
+        sparsity itself.
 
-        Raises ValueError for what the controls do not offer.
+        Raises ValueError for what the controls do not offer, and for a sparsity that is not the pattern's.
         """
         # Nobody sees a choice that is made by half.
         with self._job.lock:
-            self._controls.put(sparsity, retrain, criterion, pattern)
+            self._panel.put(sparsity, retrain, criterion, pattern)
         self._on_point()
 
     def compute_all(self) -> None:
@@ -121,22 +127,22 @@ class SparsityExplorer(Explorer):
         return self.filling.wait(None if timeout is None else max(0.0, timeout - pace.passed()))
 
     def figure(self) -> DataFigure:
-        """The curves with the chosen point marked, once everything asked for is computed.
+        """The curves with the chosen point marked, where it is there, once everything asked for is computed.
 
         Raises ValueError when there is no finished row.
         """
         self.wait()
         with self._job.lock:
-            table, choice = self._rows.table(), self._controls.choice()
+            table, choice = self._rows.table(), self._panel.choice()
         if in_view(table, choice).empty:
-            raise ValueError("nothing is computed yet: the first point has failed or was cancelled")
+            raise self._missing()
         return self._draw(table, choice, self.compare.value)
 
     # --- the controls ------------------------------------------------------------------------------
 
     @guarded
     def _on_point(self, _=None) -> None:
-        choice = self._controls.choice()
+        choice = self._panel.choice()
         self.sparsity.disabled = choice.nm is not None
         self.compare.layout.display = "none" if self._published(choice).empty else None
         self._ask(f"{self._head(choice)}: working", functools.partial(self._compute, choice=choice))
@@ -265,7 +271,7 @@ class SparsityExplorer(Explorer):
 
     def _state(self) -> tuple[Choice, bool, int]:
         """What the picture depends on; rows are only ever added."""
-        choice = self._controls.choice()
+        choice = self._panel.choice()
         return choice, self.compare.value, len(in_view(self._rows.table(), choice))
 
 

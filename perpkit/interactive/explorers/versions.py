@@ -127,15 +127,20 @@ def picture_versions(name: str, steps: int | None = None) -> Versions:
     return Versions(load_classifier(name), images.train, settings, rates)
 
 
-def text_versions(name: str, steps: int | None = None) -> tuple[Versions, Any, Text]:
+def text_versions(
+    name: str, steps: int | None = None, *, test: int | None = None
+) -> tuple[Versions, Any, Text]:
     """Versions of a language model, its tokenizer, and the story world as that cuts it.
 
-    >>> versions, tokenizer, text = text_versions("tiny-opt")
+    The test split has `test` windows, as many as in a sweep unless told.
+
+    >>> versions, tokenizer, text = text_versions("tiny-opt", test=16)
     >>> versions.steps, len(tokenizer), len(text.test)
     (80, 1024, 16)
     """
     check_steps(steps)
     dense, tokenizer = load_model(name)
-    text = load_text("storyworld", tokenizer, windows={"train": 256, "calibration": 1, "test": 16})
+    windows = {"train": 256, "calibration": 1, **({} if test is None else {"test": test})}
+    text = load_text("storyworld", tokenizer, windows=windows)
     rates = {"biases+norms": 0.03, "biases": 0.1, "norms": 0.03, "full": 3e-3}
     return Versions(dense, text.train, {"steps": 80 if steps is None else steps}, rates), tokenizer, text

@@ -25,6 +25,8 @@ from ..plots.figure import DataFigure
 from .versions import picture_versions, text_versions
 
 BEST = 5
+# Whose hidden states are compared.
+WINDOWS = 16
 # So many unknown characters are told one by one.
 NAMED = 8
 
@@ -100,7 +102,7 @@ class TextView:
     """
 
     def __init__(self, name: str, steps: int | None = None):
-        self.versions, self._tokenizer, text = text_versions(name, steps)
+        self.versions, self._tokenizer, text = text_versions(name, steps, test=WINDOWS)
         self._text = text
         self._tables: dict[tuple[str, float, str], pd.DataFrame] = {}
 
@@ -122,7 +124,8 @@ class TextView:
             if axes.get_yscale() == "linear":
                 axes.set_ylim(0, highest)
         return Seen(
-            f"hidden state after the last block: relative error {_changes(errors, chosen.retrain)}"
+            f"hidden state after the last block, on {WINDOWS} test windows: relative error "
+            f"{_changes(errors, chosen.retrain)}"
             f"{unknown_said(self._tokenizer, chosen.prompt)}",
             side_by_side(f"after “{chosen.prompt[-40:]}” comes", predictions, quoted=True),
             figure,

@@ -1,0 +1,97 @@
+"""What a control offers, looked up by what a program gives."""
+
+import difflib
+import math
+from numbers import Real
+from typing import Any
+
+from ...pruning.selection import parse_pattern
+from ...retraining.loop.settings import check_whole
+
+# No pattern, in words.
+UNSTRUCTURED = "unstructured"
+# So many offers are named; of a large model there are hundreds of layers.
+NAMED = 12
+
+
+def offered(control: Any, name: str, given: object) -> Any:
+    """The control's value for what is given: a value, its label, a float next to one, or the end of a name.
+
+    Raises ValueError, naming what is offered, for anything else.
+
+    >>> from ipywidgets import Dropdown, FloatSlider
+    >>> layers = Dropdown(options=["layers.0.fc1.weight", "layers.1.fc1.weight"])
+    >>> offered(layers, "layer", "1.fc1"), offered(FloatSlider(max=1), "sparsity", 0.1 + 0.2)
+    ('layers.1.fc1.weight', 0.30000000000000004)
+    >>> offered(layers, "layer", "fc1")
+    Traceback (most recent call last):
+    ValueError: layer is 'fc1'; it could be layers.0.fc1.weight, layers.1.fc1.weight
+    """
+    if hasattr(control, "options"):
+        return _one_of(control.options, name, given)
+    if hasattr(control, "max"):
+        return _within(control, name, given)
+    if not isinstance(given, str):
+        raise ValueError(f"{name} is {given!r}; want a text")
+    return given
+
+
+def _one_of(options: tuple, name: str, given: object) -> Any:
+    pairs = [each if isinstance(each, tuple) else (str(each), each) for each in options]
+    found = [value for label, value in pairs if _is_meant(given, label, value)]
+    if not found and isinstance(given, str):
+        found = [value for _, value in pairs if f".{value}".removesuffix(".weight").endswith(f".{given}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name} is {given!r}; it could be {_listed(found)}")
+    near = {label: value for pair in pairs for label, value in [pair, (str(pair[1]), pair[1])]}
+    likely = difflib.get_close_matches(given, near, n=1) if isinstance(given, str) else []
+    hint = f"; did you mean {near[likely[0]]!r}?" if likely else ""
+    raise ValueError(f"{name} is {given!r}; the explorer offers {_listed([v for _, v in pairs])}{hint}")
+
+
+def _is_meant(given: object, label: str, value: object) -> bool:
+    if isinstance(given, str):
+        return given in (label, value)
+    # A number that was computed: 0.1 + 0.2 is not 0.3.
+    return (
+        isinstance(given, Real)
+        and isinstance(value, Real)
+        and not isinstance(given, bool)
+        and math.isclose(given, value, rel_tol=1e-9)
+    )
+
+
+def _within(control: Any, name: str, given: object) -> Any:
+    if isinstance(control.max, int):
+        check_whole(**{name: given})
+    if not isinstance(given, Real) or isinstance(given, bool):
+        raise ValueError(f"{name} is {given!r}; want a number")
+    if not control.min <= given <= control.max:
+        raise ValueError(f"{name} is {given}; the explorer offers {control.min:g} to {control.max:g}")
+    return type(control.max)(float(given))
+
+
+def _listed(values: list) -> str:
+    named = ", ".join(map(str, values[:NAMED]))
+    return named if len(values) <= NAMED else f"{named} and {len(values) - NAMED} more"
+
+
+def check_sparsity(sparsity: float | None, pattern: str) -> None:
+    """Raise ValueError for a sparsity that is not the pattern's own; "unstructured" has none.
+
+    >>> check_sparsity(0.6, UNSTRUCTURED), check_sparsity(0.5, "2:4"), check_sparsity(None, "2:4")
+    (None, None, None)
+    >>> check_sparsity(0.6, "2:4")
+    Traceback (most recent call last):
+    ValueError: sparsity is 0.6, but the pattern is 2:4, which is 0.5; give pattern='unstructured' with it
+    """
+    if sparsity is None or pattern == UNSTRUCTURED:
+        return
+    n, m = parse_pattern(pattern)
+    if not math.isclose(sparsity, 1 - n / m):
+        raise ValueError(
+            f"sparsity is {sparsity}, but the pattern is {pattern}, which is {1 - n / m:g}; "
+            f"give pattern={UNSTRUCTURED!r} with it"
+        )
