@@ -42,6 +42,12 @@ def test_every_notebook_of_the_series_has_its_solutions():
     assert {path.name for path in (FOLDER / "solutions").glob("*.ipynb")} == series
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")), ids=lambda path: path.stem)
+def test_its_solutions_can_be_found(path):
+    texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    assert any(f"](solutions/{path.name})" in text for text in texts)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("[0-9][0-9]_*.ipynb")))
 def test_solutions_pass_every_check_of_their_notebook(name):
     def checks(path: Path) -> set[str]:
