@@ -102,6 +102,17 @@ def test_the_bar_starts_at_the_rows_that_are_there(store, ran, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_bar_names_the_row_that_takes_long(store, monkeypatch, capsys):
+    monkeypatch.setattr("perpkit.experiments.progress.SECONDS_BETWEEN_NEWS", 0)
+    grid = pk.Grid(sparsity=[0.3], retrain="biases", steps=2) + pk.Grid(criterion="wanda", pattern="2:4")
+    pk.sweep(grid, store=store)
+    bar = capsys.readouterr().err
+    assert "0/2" in bar.partition("now: magnitude 30 %, biases, seed 0")[0]
+    assert "1/2" in bar.partition("now: wanda 2:4, seed 0")[0]
+    # Nothing is in work any more.
+    assert "now: " not in bar.rpartition("2/2")[2]
+
+
 def test_an_executor_gets_only_the_missing_rows_and_the_order_is_the_grid_s(store, ran):
     sweep(pk.Grid(sparsity=[0.2]), store)
     told = []

@@ -14,6 +14,7 @@ from ..retraining.iterative import latched
 from .attempt import attempt, failed_row
 from .experiment import Experiment
 from .files import check_text
+from .progress import Progress
 from .run import NotLoaded, prepared_key
 from .shared import Cancelled
 from .stop import Stop
@@ -103,23 +104,19 @@ def sweep(
     unkept: set[str] = set()
 
     def keep(key: str, row: dict, *, stored: bool = True, told: bool = True) -> None:
-        nonlocal failed
         if stored:
             store.put(key, row)
         else:
             unkept.add(key)
         rows[key] = row
-        bar.update()
-        failed += bool(row.get("error"))
-        if failed:
-            bar.set_postfix(failed=failed)
+        bar.add(failed=bool(row.get("error")))
         if told and on_row is not None:
             on_row(row)
 
-    with tqdm(total=len(rows) + len(missing), initial=len(rows), unit="row", disable=not progress) as bar:
+    with Progress(len(rows), len(rows) + len(missing), failed=failed, shown=progress) as bar:
         work = _Work(_together(missing), keep)
         if executor is None:
-            work.here(asked)
+            work.here(bar, asked)
         else:
             work.on(executor, asked, Stop(store.path))
     return _table([rows[key] for key in keys], kept=not unkept.issuperset(keys))
@@ -194,12 +191,12 @@ class _Work:
         self.unloadable: dict[tuple, str] = {}
         self.loaded: set[tuple] = set()
 
-    def here(self, cancelled: Callable[[], bool] | None) -> None:
+    def here(self, bar: Progress, cancelled: Callable[[], bool] | None) -> None:
         """Compute them in this thread, one after the other."""
         for key, experiment in self.missing.items():
             if not self._known_unloadable(key):
                 try:
-                    self.keep(key, attempt(experiment, cancelled, key))
+                    self.keep(key, attempt(experiment, bar.during(experiment, cancelled), key))
                 except NotLoaded as error:
                     self._not_loaded(key, error)
 
