@@ -254,7 +254,8 @@ def test_another_model_is_chosen(seeing):
         ({"retrain": "nothing"}, "retrain is 'nothing'"),
         ({"picture": "dog"}, "picture is 'dog'; the explorer offers circle"),
         ({"layer": "linear"}, "layer is 'linear'"),
-        ({"layer": "conv1", "filter": 16}, "filter is 16; the layer has 16, from 0"),
+        ({"layer": "conv1", "filter": 16}, "filter is 16; the explorer offers 0 to 15"),
+        ({"filter": True}, "filter is True; want a number"),
         ({"filter": -1}, "filter is -1"),
         ({"filter": 1.5}, "filter is 1.5; it must be a whole number"),
         ({"prompt": "It is"}, "shapes-resnet has no prompt; give another model with it"),
@@ -263,10 +264,14 @@ def test_another_model_is_chosen(seeing):
     ],
 )
 def test_what_is_not_offered_is_refused(seeing, asked, said):
-    before = words(seeing)
+    def stand() -> list:
+        return [control.value for name, control in seeing._controls.items() if name != "upload"]
+
+    before, stood = words(seeing), stand()
     with pytest.raises(ValueError, match=said):
         seeing.show(**asked)
     assert words(seeing) == before
+    assert stand() == stood
 
 
 def test_an_unknown_model_is_refused(tmp_path):

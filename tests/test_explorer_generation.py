@@ -185,6 +185,8 @@ def test_a_bad_prompt_is_told_and_the_controls_go_on(telling, prompt, said):
         ({"retrain": "nothing"}, "retrain is 'nothing'; the explorer offers biases"),
         ({"tokens": 0}, "tokens is 0; the explorer offers 1 to 100"),
         ({"temperature": 5}, "temperature is 5; the explorer offers 0.1 to 2"),
+        ({"temperature": False}, "temperature is False; want a number"),
+        ({"prompt": 3}, "prompt is 3; want a text"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

@@ -278,9 +278,11 @@ def test_a_pattern_stays_until_another_is_given():
 
 
 def test_a_layer_may_be_given_by_the_end_of_its_name(explorer):
-    explorer.show(layer="0.fc1", criterion="magnitude", pattern="unstructured")
-    assert explorer.wait(SOON)
-    assert explorer.layer.value == FC1
+    for end in ("0.fc1", "layers.0.fc1", "0.fc1.weight", FC1):
+        explorer.show(layer="0.fc2", criterion="magnitude", pattern="unstructured")
+        explorer.show(layer=end)
+        assert explorer.wait(SOON)
+        assert explorer.layer.value == FC1
     with pytest.raises(ValueError, match=r"layer is 'fc1'; it could be .*0\.fc1\.weight, .*1\.fc1\.weight"):
         explorer.show(layer="fc1")
     with pytest.raises(ValueError, match=r"did you mean '.*0\.fc1\.weight'\?"):

@@ -78,6 +78,7 @@ def test_a_bad_upload_is_told_and_the_controls_go_on(seeing, name, content, said
     assert "<img" not in seeing.details.value
     assert seeing.subject.value == "star"
     assert (seeing.cancel.disabled, seeing.again.disabled, seeing.upload.value) == (True, False, ())
+    assert seeing.figure().png() == seeing.picture.value
     seeing.again.click()
     assert words(seeing) == good
     assert give(seeing, "good.png", png()).startswith("filter 2")
@@ -95,3 +96,6 @@ def test_a_bad_upload_during_a_retraining_stays_to_be_read():
         assert not explorer.wait(0.05), words(explorer)
     assert "is no picture" in give(explorer, "notes.txt", b"hello")
     assert explorer.cancel.disabled
+    # The picture is of what was shown before.
+    with pytest.raises(ValueError, match="what was asked for last was cancelled"):
+        explorer.figure()

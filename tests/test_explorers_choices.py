@@ -98,25 +98,42 @@ def test_controls_without_a_choice_are_hidden(store, runs):
     assert pk.SparsityExplorer(pk.Grid(**BOTH), store=store).criterion.layout.display is None
 
 
-@pytest.mark.parametrize("change", [{"criterion": "random"}, {"pattern": "2:4"}])
-def test_what_is_not_offered_is_refused(store, runs, change):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"criterion": "random"}, "criterion is 'random'; the explorer offers magnitude, wanda"),
+        ({"pattern": "2:4"}, "pattern is '2:4'; the explorer offers unstructured"),
+    ],
+)
+def test_what_is_not_offered_is_refused(store, runs, change, said):
     explorer = pk.SparsityExplorer(pk.Grid(**BOTH), store=store)
-    [[name, value]] = change.items()
-    said = f"{name} is '{value}'; the explorer offers (magnitude, wanda|unstructured)"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
         explorer.show(0.5, "none", **change)
 
 
 def test_a_sparsity_beside_a_pattern_is_refused(store, runs):
     explorer = pk.SparsityExplorer(pk.Grid(pattern=[None, "2:4"]), store=store)
     explorer.show(0.5, pattern="2:4")
-    with pytest.raises(ValueError, match=r"sparsity is 0\.6, but the pattern is 2:4, which is 0\.5; give"):
-        explorer.show(0.6)
+    for sparsity in (0.6, "60 %"):
+        with pytest.raises(
+            ValueError, match=f"sparsity is {sparsity!r}, but the pattern is 2:4, which is 0.5; g"
+        ):
+            explorer.show(sparsity)
     assert explorer.wait(SOON)
     assert words(explorer).startswith("2:4: ")
     explorer.show(0.6, pattern="unstructured")
     assert explorer.wait(SOON)
     assert words(explorer).startswith("60 %: ")
+
+
+def test_the_sparsity_of_a_pattern_need_not_be_on_the_slider(store, runs):
+    explorer = pk.SparsityExplorer(pk.Grid(pattern=["5:8", "1:3"]), store=store)
+    explorer.show(2 / 3, pattern="1:3")
+    assert explorer.wait(SOON)
+    assert words(explorer).startswith("1:3: ")
+    # There is no other way to offer.
+    with pytest.raises(ValueError, match=r"which is 0\.666667$"):
+        explorer.show(0.5)
 
 
 def test_a_sparsity_that_was_computed_is_found(store, runs):

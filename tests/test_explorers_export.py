@@ -67,10 +67,14 @@ def test_another_picture_takes_the_link_away(explorer):
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_words(explorer, tmp_path):
+    said = read(explorer.message)
     (tmp_path / "deep").write_text("a file where the folder should be")
     explorer.exports[".png"].click()
-    assert read(explorer.message).startswith("ValueError: cannot write the figure 'deep/exports/sparsity'")
-    assert explorer.exported.value == ""
+    assert read(explorer.exported).startswith("ValueError: cannot write the figure 'deep/exports/sparsity'")
+    assert isinstance(explorer.error, ValueError)
+    # What is said of the picture stays, and there is nothing to be tried again.
+    assert read(explorer.message) == said
+    assert explorer.again.disabled
 
 
 def test_before_the_first_picture_there_is_nothing_to_export(tmp_path, monkeypatch):

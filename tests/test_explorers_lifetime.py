@@ -129,7 +129,7 @@ def test_texts_that_are_not_whole_are_not_exported():
     assert all(button.disabled for button in explorer.exports.values())
     explorer.cancel.click()
     assert explorer.wait(SOON)
-    with pytest.raises(ValueError, match="nothing is computed yet"):
+    with pytest.raises(ValueError, match="what was asked for last was cancelled"):
         explorer.figure()
 
 
@@ -175,6 +175,7 @@ def test_soups_are_kept_as_far_as_there_is_room(monkeypatch):
         (OutlierExplorer, {"seeds": 0}, "seeds is 0; want a list of one or more"),
         (OutlierExplorer, {"strengths": [1000]}, "a strength is 1000; it must be a number from 0 to 20"),
         (OutlierExplorer, {"strengths": ["a"]}, "a strength is 'a'"),
+        (OutlierExplorer, {"strengths": [True]}, "a strength is True"),
         (OutlierExplorer, {"strengths": [-1]}, "a strength is -1"),
         (OutlierExplorer, {"seeds": ["a"]}, "seed 0 is 'a'; it must be a whole number"),
         (SoupExplorer, {"steps": 0}, "steps is 0; it must be at least 1"),

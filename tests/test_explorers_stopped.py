@@ -173,6 +173,8 @@ def test_a_grid_without_controls_for_it_is_refused(store, axes, said):
         (0.5, "bias", "did you mean 'biases'?"),
         ([0.5], "none", r"sparsity is [0.5]; the explorer offers 0.0"),
         (True, "none", "sparsity is True; the explorer offers 0.0"),
+        # Not the end of 0.5.
+        ("5", "none", "sparsity is '5'; the explorer offers 0.0"),
     ],
 )
 def test_a_point_that_is_not_offered_is_refused(store, runs, sparsity, retrain, said):

@@ -27,9 +27,9 @@ from ..job import Pace, Request
 from ..plots.adapter import plot_adapter
 from ..plots.card import short_names
 from .explorer import Explorer, guarded
-from .progress import bar
 from .scores import remember
 from .versions import check_steps
+from .words import bar
 
 RANKS = (1, 2, 4, 8, 16, 32)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -1,12 +1,10 @@
-"""The sparsity explorer's controls: they say a choice, and can be put on one."""
+"""The sparsity explorer's controls, and the choice that they say."""
 
 import dataclasses
-from collections.abc import Callable
 
 import ipywidgets as widgets
 
 from .choices import Choice, Choices
-from .offers import check_sparsity, offered
 from .points import percent
 
 SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
@@ -15,16 +13,14 @@ SPARSITIES = [round(0.05 * step, 2) for step in range(19)]
 class Controls:
     """A slider, three dropdowns, each shown when there is a choice to make, and a box for published numbers.
 
-    `on_change` is called with whatever has changed.
-
     >>> from ...experiments.grid import Grid
-    >>> controls = Controls(Choices(Grid(sparsity=[0.3, 0.5], retrain="biases")), on_change=print)
+    >>> controls = Controls(Choices(Grid(sparsity=[0.3, 0.5], retrain="biases")))
     >>> controls.choice()
     Choice(sparsity=0.5, retrain='none', criterion='magnitude', pattern='unstructured')
     """
 
-    def __init__(self, choices: Choices, on_change: Callable[..., None]):
-        self._choices, self._on_change = choices, on_change
+    def __init__(self, choices: Choices):
+        self._choices = choices
         sparsities = choices.sparsities or [0.5]
         self.sparsity = widgets.SelectionSlider(
             options=[(percent(value), value) for value in sorted({*SPARSITIES, *sparsities})],
@@ -41,37 +37,11 @@ class Controls:
         )
         names = ("sparsity", "criterion", "pattern", "retrain", "compare")
         self.all = {name: getattr(self, name) for name in names}
-        self._watch(True)
 
     def choice(self) -> Choice:
         """What they say; a pattern such as 2:4 says the sparsity."""
         choice = Choice(self.sparsity.value, self.retrain.value, self.criterion.value, self.pattern.value)
         return dataclasses.replace(choice, sparsity=self._choices.pruned(choice).sparsity)
-
-    def put(
-        self, sparsity: float | None, retrain: str | None, criterion: str | None, pattern: str | None
-    ) -> None:
-        """Put them on a choice, without calling `on_change`; None leaves one as it is.
-
-        Raises ValueError for what they do not offer, and for a sparsity that is not the pattern's.
-        """
-        named = {"sparsity": sparsity, "retrain": retrain, "criterion": criterion, "pattern": pattern}
-        chosen = {
-            name: offered(getattr(self, name), name, value)
-            for name, value in named.items()
-            if value is not None
-        }
-        check_sparsity(sparsity, chosen.get("pattern", self.pattern.value))
-        self._watch(False)
-        try:
-            for name, value in chosen.items():
-                getattr(self, name).value = value
-        finally:
-            self._watch(True)
-
-    def _watch(self, watched: bool) -> None:
-        for control in self.all.values():
-            (control.observe if watched else control.unobserve)(self._on_change, names="value")
 
 
 def _dropdown(name: str, options: list[str], *, alone: bool = False) -> widgets.Dropdown:

@@ -8,16 +8,15 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 
-from ...retraining.loop.settings import check_whole
 from ...sources import shapes
 from ...sources.embedded import EMBEDDED_CLASSIFIERS, EMBEDDED_MODELS
 from ..job import Pace, Request
 from ..upload import FORMATS, read_picture
 from .explorer import Explorer, guarded
-from .offers import offered
-from .progress import SPINNER, bar
+from .offers import offered, within
 from .versions import RETRAININGS, SPARSITIES, is_classifier
 from .views import Chosen, Models, PictureView, TextView
+from .words import SPINNER, bar
 
 UPLOADED = "your upload"
 # A larger message than the notebook server takes ends its connection, and no kernel hears of it.
@@ -125,10 +124,7 @@ class DistortionExplorer(Explorer):
             chosen["subject"] = offered(self.subject, "picture", picture)
         filters = self._layers[chosen.get("layer", self.layer.value)]
         if filter is not None:
-            check_whole(filter=filter)
-            if not 0 <= filter < filters:
-                raise ValueError(f"filter is {filter}; the layer has {filters}, from 0")
-            chosen["filter"] = filter
+            chosen["filter"] = within("filter", filter, 0, filters - 1)
         pictured = is_classifier(now := chosen.get("model", self.model.value))
         useless = ["prompt"] if pictured else ["subject", "layer", "filter"]
         if given := [self._controls[name].description for name in useless if name in chosen]:

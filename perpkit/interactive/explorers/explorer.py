@@ -4,7 +4,6 @@ import base64
 import functools
 import html
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..job import Job, Request, Work
 from ..plots.figure import ENDINGS, DataFigure, save_figure
 from .lifetime import close_parts, replace_predecessors
 from .offers import offered
-from .progress import SPINNER
+from .words import SPINNER, in_red, trace_of
 
 SECONDS_BETWEEN_NEWS = 0.2
 KINDS = {".pdf": "application/pdf", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
@@ -51,7 +50,7 @@ class Explorer(widgets.VBox):
     # Of exported files.
     name = "explorer"
     children: Sequence[widgets.Widget]
-    # Whoever has more than one adds it, for the end.
+    # Whoever has more than one adds it.
     _jobs: Sequence[Job] = ()
 
     def __init__(
@@ -69,7 +68,8 @@ class Explorer(widgets.VBox):
         self._figure: DataFigure | None = None
         self._folder = Path(export_folder)
         self.error: Exception | None = None
-        # Of the work that was last asked for.
+        # Of the work that was last asked for: whether it still has to show something, and why it cannot.
+        self._outstanding = False
         self._failure: Exception | None = None
         self._controls = dict(controls)
         self._held = False
@@ -132,13 +132,13 @@ class Explorer(widgets.VBox):
     def figure(self) -> DataFigure:
         """The picture as a figure, once everything asked for is computed.
 
-        Raises ValueError when what was asked for last has failed, and when there is no picture yet.
+        Raises ValueError when what was asked for last has failed or was cancelled.
         """
         self.wait()
         with self._job.lock:
             figure = self._current()
             # Else the picture of what was asked for before would be taken for this one's.
-            if figure is None or self._failure is not None:
+            if figure is None or self._outstanding:
                 raise self._missing()
             return figure
 
@@ -174,7 +174,7 @@ class Explorer(widgets.VBox):
     def _missing(self) -> ValueError:
         """Why there is no figure."""
         if self._failure is None:
-            return ValueError("nothing is computed yet: the first point was cancelled")
+            return ValueError("what was asked for last was cancelled")
         error = ValueError(f"this has failed: {self._words(self._failure)}")
         error.__cause__ = self._failure
         return error
@@ -182,9 +182,17 @@ class Explorer(widgets.VBox):
     def _ask(self, text: str, work: Work) -> None:
         """Start the work, or put it in the place of what runs, saying the text meanwhile."""
         with self._job.lock:
-            self._work, self._failure = (text, work), None
+            self._begin(text, work)
             self._say(f"{text} {SPINNER}", busy=True)
-            self._job.submit(work)
+            try:
+                self._job.submit(work)
+            except Exception as error:
+                self._failure = error
+                raise
+
+    def _begin(self, text: str, work: Work) -> None:
+        """Remember what is asked for."""
+        self._work, self._outstanding, self._failure = (text, work), True, None
 
     def _publish(
         self, request: Request, text: str, *, busy: bool = False, figure: DataFigure | None = None
@@ -231,6 +239,7 @@ class Explorer(widgets.VBox):
             button.disabled = False
 
     def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
+        self._outstanding = busy or (again and self._outstanding)
         self.message.value, self.details.value = text, ""
         self.cancel.disabled = not busy
         self.again.disabled = not again
@@ -238,12 +247,6 @@ class Explorer(widgets.VBox):
     def _words(self, error: Exception) -> str:
         """An exception in one line, the kind, a colon, and what it says."""
         return f"{type(error).__name__}: {error}"
-
-    def _in_red(self, error: Exception) -> str:
-        """The same line in HTML."""
-        kind, _, what = self._words(error).partition(": ")
-        words = f"<b>{html.escape(kind)}</b>: {html.escape(what)}"
-        return f'<span style="color: var(--jp-error-color1, #b00020)">{words}</span>'
 
     # --- callbacks ---------------------------------------------------------------------------------
 
@@ -255,7 +258,7 @@ class Explorer(widgets.VBox):
     def _failed(self, error: Exception) -> None:
         with self._job.lock:
             self.error = error
-            self._say(self._in_red(error), again=True)
+            self._say(in_red(self._words(error)), again=True)
             self.details.value = trace_of(error)
 
     def _refused(self, error: Exception) -> None:
@@ -265,7 +268,7 @@ class Explorer(widgets.VBox):
                 self._failed(error)
             else:
                 self.error = error
-                self.exported.value = self._in_red(error)
+                self.exported.value = in_red(self._words(error))
 
     @guarded
     def _on_cancel(self, _) -> None:
@@ -280,19 +283,18 @@ class Explorer(widgets.VBox):
         if self._work is not None:
             self._ask(*self._work)
 
-    @guarded
     def _on_export(self, ending: str, _) -> None:
         with self._job.lock:
             if (figure := self._current()) is None:
                 return
-        [file] = save_figure(figure, self._folder / self.name, [ending])
+        try:
+            [file] = save_figure(figure, self._folder / self.name, [ending])
+        except Exception as error:
+            # The picture and what is said of it are still right.
+            self.error = error
+            self.exported.value = in_red(self._words(error))
+            return
         # The kernel may run elsewhere: the link has the file in itself.
         data = base64.b64encode(file.read_bytes()).decode()
         link = f'<a download="{file.name}" href="data:{KINDS[ending]};base64,{data}">download</a>'
         self.exported.value = f"written to {html.escape(str(file))} · {link}"
-
-
-def trace_of(error: Exception) -> str:
-    """Where an exception comes from, in HTML, folded away."""
-    trace = html.escape("".join(traceback.format_exception(error)))
-    return f"<details><summary>traceback</summary><pre>{trace}</pre></details>"

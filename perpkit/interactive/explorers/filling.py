@@ -13,8 +13,8 @@ from ...experiments.store import Store
 from ...experiments.sweep import NothingComputed, sweep
 from ..job import Job, Pace, Request
 from .explorer import SECONDS_BETWEEN_NEWS
-from .progress import SPINNER, bar
 from .rows import Rows
+from .words import SPINNER, bar
 
 
 class Filling(widgets.HBox):

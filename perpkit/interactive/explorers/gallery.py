@@ -1,6 +1,7 @@
 """All explorers on one page."""
 
 import base64
+import contextlib
 import functools
 import html
 from collections.abc import Callable
@@ -79,8 +80,10 @@ class Gallery(widgets.Tab):
         bundle = super()._repr_mimebundle_(**options)
         # None when it could not be made: its tab says why, and the others can be opened.
         first = self._made.get(self.titles[0])
-        if first is not None and first.wait(SECONDS_FOR_THE_PICTURE) and first.error is None:
-            bundle["image/png"] = base64.b64encode(first.figure().png(dpi=100)).decode()
+        if first is not None and first.wait(SECONDS_FOR_THE_PICTURE):
+            # Nor is there a picture of a point that failed or was cancelled.
+            with contextlib.suppress(ValueError):
+                bundle["image/png"] = base64.b64encode(first.figure().png(dpi=100)).decode()
         return bundle
 
     def close(self) -> None:

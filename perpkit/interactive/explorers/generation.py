@@ -15,9 +15,9 @@ from ...experiments.shared import Cancelled
 from ..job import Pace, Request
 from ..plots.texts import plot_texts
 from .explorer import Explorer, guarded
-from .progress import bar
 from .versions import RETRAININGS, SPARSITIES, text_versions
 from .views import unknown_said
+from .words import bar
 
 GREEDY, SAMPLED = "greedy", "sampled"
 COLUMN = "vertical-align: top; padding: 0 20px 8px 0; min-width: 150px; max-width: 230px"
@@ -124,14 +124,13 @@ class GenerationExplorer(Explorer):
 
         Raises ValueError for what they do not offer.
         """
-        greedy = self.sampling.value == GREEDY if temperature is None else temperature == 0
-        sampling = None if temperature is None else GREEDY if greedy else SAMPLED
+        greedy = temperature == 0 and temperature is not False
         self._put(
             prompt=prompt,
             sparsity=sparsity,
             retrain=retrain,
             tokens=tokens,
-            sampling=sampling,
+            sampling=None if temperature is None else GREEDY if greedy else SAMPLED,
             temperature=None if greedy else temperature,
             seed=seed,
         )

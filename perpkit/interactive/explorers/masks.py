@@ -19,14 +19,14 @@ from ...sources.embedded import EMBEDDED_CLASSIFIERS
 from ...sources.images import load_images
 from ...sources.models import load_model
 from ...sources.text import load_text
-from ..job import Job, Request
+from ..job import Job, Pace, Request
 from ..plots.card import short_names
 from ..plots.figure import DataFigure
 from ..plots.mask_view import Frame, MaskView
 from .explorer import Explorer, guarded
 from .offers import UNSTRUCTURED, check_sparsity
-from .progress import bar
 from .scores import SCORES, Scores, remember
+from .words import bar
 
 NOTHING = "nothing"
 PATTERNS = (UNSTRUCTURED, "2:4", "4:8")
@@ -147,15 +147,17 @@ class MaskExplorer(Explorer):
 
         Raises ValueError for what they do not offer, and for a sparsity that is not the pattern's.
         """
-        given = self._offered(
-            sparsity=sparsity, layer=layer, criterion=criterion, other=other, pattern=pattern, group=group
-        )
-        check_sparsity(sparsity, given.get("pattern", self.pattern.value))
-        self._set(given)
+        named = {"layer": layer, "criterion": criterion, "other": other, "pattern": pattern, "group": group}
+        chosen = self._offered(sparsity=sparsity, **named)
+        check_sparsity(sparsity, chosen.get("pattern", self.pattern.value), PATTERNS)
+        self._set(chosen)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything asked for is shown; False when the time, in seconds, is over first."""
-        return self._job.wait(timeout) and self._frames.wait(timeout)
+        pace = Pace()
+        if not self._job.wait(timeout):
+            return False
+        return self._frames.wait(None if timeout is None else max(0.0, timeout - pace.passed()))
 
     def _current(self) -> DataFigure | None:
         return None if self._shown is None else self._shown[0].figure(self._shown[1])
@@ -179,7 +181,7 @@ class MaskExplorer(Explorer):
         if self._is_quick(choice):
             with self._job.lock:
                 self._job.cancel()
-                self._work, self._failure = ("drawing", work), None
+                self._begin("drawing", work)
             self._frames.submit(work)
         else:
             self._ask("looking at the layer's inputs", work)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -30,17 +31,39 @@ def offered(control: Any, name: str, given: object) -> Any:
     if hasattr(control, "options"):
         return _one_of(control.options, name, given)
     if hasattr(control, "max"):
-        return _within(control, name, given)
+        return within(name, given, control.min, control.max)
     if not isinstance(given, str):
         raise ValueError(f"{name} is {given!r}; want a text")
     return given
 
 
+def within(name: str, given: object, low: float, high: float) -> Any:
+    """A number that lies between two, whole if they are.
+
+    Raises ValueError for anything else.
+
+    >>> within("filter", 3, 0, 15)
+    3
+    """
+    if isinstance(high, int):
+        check_whole(**{name: given})
+    if not isinstance(given, Real) or isinstance(given, bool):
+        raise ValueError(f"{name} is {given!r}; want a number")
+    number = float(given)
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {given}; the explorer offers {low:g} to {high:g}")
+    return type(high)(number)
+
+
 def _one_of(options: tuple, name: str, given: object) -> Any:
     pairs = [each if isinstance(each, tuple) else (str(each), each) for each in options]
-    found = [value for label, value in pairs if _is_meant(given, label, value)]
-    if not found and isinstance(given, str):
-        found = [value for _, value in pairs if f".{value}".removesuffix(".weight").endswith(f".{given}")]
+    values = [value for _, value in pairs]
+    ways = [
+        [value for value in values if _is_same(given, value)],
+        [value for label, value in pairs if given == label],
+        [value for value in values if _is_end(given, value)],
+    ]
+    found = next(filter(None, ways), [])
     if len(found) == 1:
         return found[0]
     if found:
@@ -48,29 +71,20 @@ def _one_of(options: tuple, name: str, given: object) -> Any:
     near = {label: value for pair in pairs for label, value in [pair, (str(pair[1]), pair[1])]}
     likely = difflib.get_close_matches(given, near, n=1) if isinstance(given, str) else []
     hint = f"; did you mean {near[likely[0]]!r}?" if likely else ""
-    raise ValueError(f"{name} is {given!r}; the explorer offers {_listed([v for _, v in pairs])}{hint}")
+    raise ValueError(f"{name} is {given!r}; the explorer offers {_listed(values)}{hint}")
 
 
-def _is_meant(given: object, label: str, value: object) -> bool:
-    if isinstance(given, str):
-        return given in (label, value)
-    # A number that was computed: 0.1 + 0.2 is not 0.3.
-    return (
-        isinstance(given, Real)
-        and isinstance(value, Real)
-        and not isinstance(given, bool)
-        and math.isclose(given, value, rel_tol=1e-9)
-    )
+def _is_same(given: object, value: object) -> bool:
+    if isinstance(given, bool) or not isinstance(given, Real) or not isinstance(value, Real):
+        return isinstance(given, str) and given == value
+    # A number that was computed, or in single precision: 0.1 + 0.2 is not 0.3.
+    return math.isclose(given, value, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def _within(control: Any, name: str, given: object) -> Any:
-    if isinstance(control.max, int):
-        check_whole(**{name: given})
-    if not isinstance(given, Real) or isinstance(given, bool):
-        raise ValueError(f"{name} is {given!r}; want a number")
-    if not control.min <= given <= control.max:
-        raise ValueError(f"{name} is {given}; the explorer offers {control.min:g} to {control.max:g}")
-    return type(control.max)(float(given))
+def _is_end(given: object, value: object) -> bool:
+    if not isinstance(given, str) or not isinstance(value, str):
+        return False
+    return f".{value.removesuffix('.weight')}".endswith(f".{given.removesuffix('.weight')}")
 
 
 def _listed(values: list) -> str:
@@ -78,20 +92,22 @@ def _listed(values: list) -> str:
     return named if len(values) <= NAMED else f"{named} and {len(values) - NAMED} more"
 
 
-def check_sparsity(sparsity: float | None, pattern: str) -> None:
+def check_sparsity(sparsity: object, pattern: str, patterns: Sequence[str]) -> None:
     """Raise ValueError for a sparsity that is not the pattern's own; "unstructured" has none.
 
-    >>> check_sparsity(0.6, UNSTRUCTURED), check_sparsity(0.5, "2:4"), check_sparsity(None, "2:4")
-    (None, None, None)
-    >>> check_sparsity(0.6, "2:4")
+    `patterns` are those that are offered.
+
+    >>> check_sparsity(0.6, UNSTRUCTURED, ["2:4"]), check_sparsity(0.5, "2:4", ["2:4"])
+    (None, None)
+    >>> check_sparsity(0.6, "2:4", ["2:4", UNSTRUCTURED])
     Traceback (most recent call last):
     ValueError: sparsity is 0.6, but the pattern is 2:4, which is 0.5; give pattern='unstructured' with it
     """
     if sparsity is None or pattern == UNSTRUCTURED:
         return
     n, m = parse_pattern(pattern)
-    if not math.isclose(sparsity, 1 - n / m):
+    if not _is_same(sparsity, 1 - n / m):
+        hint = f"; give pattern={UNSTRUCTURED!r} with it" if UNSTRUCTURED in patterns else ""
         raise ValueError(
-            f"sparsity is {sparsity}, but the pattern is {pattern}, which is {1 - n / m:g}; "
-            f"give pattern={UNSTRUCTURED!r} with it"
+            f"sparsity is {sparsity!r}, but the pattern is {pattern}, which is {1 - n / m:g}{hint}"
         )

@@ -24,7 +24,7 @@ from ..job import Pace, Request
 from ..plots.curves import plot_curves
 from ..plots.figure import GREY, DataFigure
 from .explorer import Explorer, guarded
-from .progress import bar
+from .words import bar
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6)
@@ -74,11 +74,11 @@ class OutlierExplorer(Explorer):
         self._dense, tokenizer = load_model(model)
         text = load_text("storyworld", tokenizer, windows={"train": 1, "calibration": 16, "test": 32})
         self._calibration, self._test = text.calibration, text.test
-        self._seeds = list(seeds)
+        self._seeds, strengths = list(dict.fromkeys(seeds)), sorted(dict.fromkeys(strengths))
         self._rows: dict[tuple[float, float, int], list[dict]] = {}
         self.strength = widgets.SelectionSlider(
-            options=[(f"σ = {value:g} (× {math.exp(value):.3g})", value) for value in sorted(strengths)],
-            value=sorted(strengths)[len(strengths) // 2],
+            options=[(f"σ = {value:g} (× {math.exp(value):.3g})", value) for value in strengths],
+            value=strengths[len(strengths) // 2],
             description="outliers",
             continuous_update=False,
             layout=widgets.Layout(width="360px"),
@@ -200,7 +200,7 @@ def _check_dial(strengths: Sequence[float], seeds: Sequence[int]) -> None:
             raise ValueError(f"{name} is {given!r}; want a list of one or more")
     check_whole(**{f"seed {place}": seed for place, seed in enumerate(seeds)})
     for strength in strengths:
-        if not isinstance(strength, Real) or not 0 <= strength <= STRONGEST:
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= STRONGEST:
             raise ValueError(f"a strength is {strength!r}; it must be a number from 0 to {STRONGEST}")
 
 

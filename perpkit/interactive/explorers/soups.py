@@ -29,12 +29,13 @@ from ...sources.embedded import EMBEDDED_CLASSIFIERS
 from ...sources.images import load_images
 from ...sources.models import load_model
 from ...sources.text import load_text
-from ..job import Request
+from ..job import Pace, Request
 from ..plots.curves import plot_curves
 from ..plots.figure import DataFigure
 from ..plots.plane import plot_plane
 from .explorer import Explorer, guarded
 from .versions import check_steps, make_room
+from .words import bar
 
 TRIANGLE, EDGES = "triangle", {"edge A–B": (0, 1), "edge A–C": (0, 2), "edge B–C": (1, 2)}
 COMMON, OWN = "one mask for all", "a mask for each"
@@ -87,7 +88,7 @@ class SoupExplorer(Explorer):
         self._tables: dict[tuple[str, float, str], pd.DataFrame] = {}
         wide = widgets.Layout(width="300px")
         self.sparsity = widgets.SelectionSlider(
-            options=[(f"{value:.0%}", value) for value in SPARSITIES],
+            options=[(f"{100 * value:g} %", value) for value in SPARSITIES],
             value=0.7,
             description="sparsity",
             continuous_update=False,
@@ -165,7 +166,7 @@ class SoupExplorer(Explorer):
                 # Random masks stand for models that went their own ways: magnitudes of one dense model agree.
                 model = copy.deepcopy(subject.dense)
                 kept = prune(model, "random", sparsity=sparsity, seed=seed, progress=False, **subject.pruning)
-            news = functools.partial(_news, f"retraining {name}", subject.settings["steps"])
+            news = functools.partial(_news, f"retraining {name}", subject.settings["steps"], Pace())
             watch = self._watch(request, news)
             retrain(
                 model,
@@ -193,7 +194,7 @@ class SoupExplorer(Explorer):
         if table is None:
             points = self._subject.points
             total = points**2 + 3 if view == TRIANGLE else points
-            watch = self._watch(request, functools.partial(_news, f"{text} · drawing", total))
+            watch = self._watch(request, functools.partial(_news, f"{text} · drawing", total, Pace()))
             score = held_out(self._subject.test, 64)
 
             def loss(model: nn.Module) -> float:
@@ -221,8 +222,9 @@ class SoupExplorer(Explorer):
         return figure, f" · barrier of {html.escape(view)}: {barrier(table):.4f}"
 
 
-def _news(what: str, total: int, step: int) -> str:
-    return f'{what}, {min(step, total)} of {total} <progress value="{step}" max="{total}"></progress>'
+def _news(what: str, total: int, pace: Pace, step: int) -> str:
+    done = min(step, total)
+    return f"{what}, {done} of {total} {bar(done, total, pace.left(done, total))}"
 
 
 def _subject(name: str, steps: int) -> Subject:

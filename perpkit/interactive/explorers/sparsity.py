@@ -18,11 +18,12 @@ from ..plots.figure import DataFigure
 from ..published import published
 from .choices import Choice, Choices
 from .controls import Controls
-from .explorer import Explorer, guarded, trace_of
+from .explorer import Explorer, guarded
 from .filling import Filling
+from .offers import UNSTRUCTURED, check_sparsity
 from .points import Pictures, draw, draw_curves, in_view, is_in_view, percent, result, rows_table
-from .progress import SPINNER, bar
 from .rows import Rows
+from .words import SPINNER, bar, in_red, trace_of
 
 
 class SparsityExplorer(Explorer):
@@ -70,7 +71,7 @@ class SparsityExplorer(Explorer):
         self._behind = pd.DataFrame()
         self._pictures = Pictures(self._measures)
         self._result = ""
-        self._panel = Controls(self._choices, self._on_point)
+        self._panel = Controls(self._choices)
         self.sparsity, self.retrain = self._panel.sparsity, self._panel.retrain
         self.criterion, self.pattern = self._panel.criterion, self._panel.pattern
         self.compare = self._panel.compare
@@ -93,7 +94,9 @@ class SparsityExplorer(Explorer):
         head, message, details, *rest = self.children
         self.children = [head, message, details, self.filling, *rest, self.rows]
         self._fill_in(Request(self._job.lock))
-        self._on_point()
+        for control in self._controls.values():
+            control.observe(self._on_change, names="value")
+        self._on_change()
 
     def show(
         self,
@@ -110,10 +113,13 @@ class SparsityExplorer(Explorer):
 
         Raises ValueError for what the controls do not offer, and for a sparsity that is not the pattern's.
         """
-        # Nobody sees a choice that is made by half.
-        with self._job.lock:
-            self._panel.put(sparsity, retrain, criterion, pattern)
-        self._on_point()
+        chosen = self._offered(retrain=retrain, criterion=criterion, pattern=pattern)
+        fixed = chosen.get("pattern", self.pattern.value)
+        check_sparsity(sparsity, fixed, self.pattern.options)
+        if fixed == UNSTRUCTURED:
+            # A pattern's own need not be on the slider.
+            chosen |= self._offered(sparsity=sparsity)
+        self._set(chosen)
 
     def compute_all(self) -> None:
         """Compute all rows that the grid lacks, as the button does."""
@@ -141,7 +147,9 @@ class SparsityExplorer(Explorer):
     # --- the controls ------------------------------------------------------------------------------
 
     @guarded
-    def _on_point(self, _=None) -> None:
+    def _on_change(self, _=None) -> None:
+        if self._held:
+            return
         choice = self._panel.choice()
         self.sparsity.disabled = choice.nm is not None
         self.compare.layout.display = "none" if self._published(choice).empty else None
@@ -168,7 +176,7 @@ class SparsityExplorer(Explorer):
     def _filling_failed(self, error: Exception) -> None:
         with self._job.lock:
             self.error = error
-            self.filling.tell(after=f"; {self._in_red(error)}")
+            self.filling.tell(after=f"; {in_red(self._words(error))}")
             self.details.value = trace_of(error)
 
     def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
