@@ -1,6 +1,8 @@
 """How explorers begin and end: bad arguments, closing, a cell that is run again, and errors in between."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -91,6 +93,12 @@ def test_a_closed_gallery_closes_its_explorers(store, cell):
     Gallery(store=store)
     assert gallery.comm is None
     assert first.comm is None
+
+
+def test_a_program_may_end_while_an_explorer_works():
+    program = "import perpkit as pk; pk.SoupExplorer(steps=100_000)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SOON)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 # --- errors in between ----------------------------------------------------------------------------

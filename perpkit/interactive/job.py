@@ -1,7 +1,9 @@
 """One background job at a time, cancellable, the latest request wins; and how long its rest takes."""
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +38,22 @@ class Request:
 
 Work = Callable[[Request], None]
 
+_JOBS: "weakref.WeakSet[Job]" = weakref.WeakSet()
+# Work asks whether to stop before every step; one that never does must not keep a program from its end.
+SECONDS_TO_STOP = 10.0
+
+
+def _stop_all() -> None:
+    """Stop what runs: torch aborts a process that ends in the middle of its work."""
+    for job in (jobs := list(_JOBS)):
+        job.cancel()
+    end = time.monotonic() + SECONDS_TO_STOP
+    for job in jobs:
+        job.wait(max(0.0, end - time.monotonic()))
+
+
+atexit.register(_stop_all)
+
 
 class Job:
     """Runs requests in a thread: a new one stops the running one and replaces any that waits.
@@ -68,6 +86,7 @@ class Job:
         self._waiting: Work | None = None
         self._idle = threading.Event()
         self._idle.set()
+        _JOBS.add(self)
 
     def submit(self, work: Work) -> None:
         """Run the work as soon as the running one has stopped; returns at once, in the background."""
