@@ -84,7 +84,7 @@ def block_distortion(
     for model in (dense, other):
         if not is_language_model(model):
             raise ValueError(f"a {type(model).__name__} reads no tokens; want two language models")
-        check_windows(model, windows)  # type: ignore[arg-type]
+        check_windows(model, windows)
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1")
     name, blocks = decoder_blocks(dense)

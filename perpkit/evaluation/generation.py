@@ -1,7 +1,7 @@
 """What a language model says next: its likeliest tokens, and its continuation of a prompt."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -109,6 +109,19 @@ def generate(
             if on_token is not None:
                 on_token(said)
     return said
+
+
+def room_after(model: Any, tokenizer, prompt: str, *, least: int = 0) -> float:
+    """How many tokens fit into the model's context after a prompt; infinite where it has no limit.
+
+    Raises ValueError for a prompt that leaves less than the `least`, and as `generate` does.
+
+    >>> import perpkit as pk
+    >>> room_after(*pk.load_model("tiny-opt", device="cpu"), "It is")
+    126
+    """
+    ids, context = _prompt(model, tokenizer, prompt, least), _context(model)
+    return float("inf") if context is None else context - len(ids)
 
 
 def _prompt(model: "PreTrainedModel", tokenizer, prompt: str, room: int = 0) -> list[int]:

@@ -164,6 +164,8 @@ class Experiment:
                 raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
             factors(self.schedule, min(self.steps, 100), 0.1)
         self._check_adapter()
+        # A union is one experiment, however it is written.
+        self._set("retrain", "+".join(sorted({*self.retrain.split("+")}, key=RETRAININGS.index)))
 
     def _check_adapter(self) -> None:
         kinds = [part for part in self.retrain.split("+") if part in KINDS]

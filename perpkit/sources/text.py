@@ -6,15 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .hub import hub_reachable, reading_dataset
 from .storyworld import SPLITS, Story, stories
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 HUB_TEXTS: dict[str, dict[str, Any]] = {
     "wikitext2": {
@@ -108,12 +105,14 @@ def load_text(
     return Text(name, found["train"], found["calibration"], found["test"])
 
 
-def check_windows(model: "PreTrainedModel", windows: torch.Tensor) -> None:
+def check_windows(model: Any, windows: torch.Tensor) -> None:
     """Raise ValueError unless these are token windows `[n, length]` that the model can read."""
     if isinstance(windows, Text):
         raise ValueError("this is a whole text; give one split of it, such as text.test")
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
         raise ValueError(f"windows have shape {tuple(windows.shape)}; want [windows, length >= 2]")
+    if windows.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"windows are of {windows.dtype}; token ids are torch.int64")
     config = model.config.get_text_config()
     vocabulary = config.vocab_size
     lowest, highest = int(windows.min()), int(windows.max())

@@ -41,6 +41,7 @@ def test_right_answers_pass():
         ("cka", lambda x, y: (y.T @ x).norm() ** 2, "1; you say"),
         ("bias", lambda x, w, p, b: b, "add it"),
         ("bias", lambda x, w, p, b: bias(x, w, p, 0 * b), "The old bias is still needed"),
+        ("bias", lambda x, w, p, b: b + (w - p).sum(1), "the mean input counts"),
         ("bias", lambda x, w, p, b: 2 * b - bias(x, w, p, b), "the wrong way round"),
         ("bias", lambda x, w, p, b: b + x @ (w - p).T, r"has shape \(2, 1\); want \(1,\)"),
     ],

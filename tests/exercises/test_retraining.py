@@ -92,6 +92,7 @@ def test_a_right_gradient_passes():
         (lambda x, grad, mask: -(grad.T @ x * mask), r"has -1 at \(0, 0\); want 1"),
         (lambda x, grad, mask: mask * 1.0, r"has 1 at \(1, 0\); want 3"),
         (lambda x, grad, mask: x, "has shape"),
+        (lambda x, grad, mask: x.T @ grad * mask.T, r"is \(3, 2\), that is transposed; want \(2, 3\)"),
     ],
 )
 def test_a_wrong_gradient_is_told_why(answer, said):

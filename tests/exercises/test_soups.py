@@ -46,20 +46,20 @@ def raises_another(states, masks):
     return mean(states, masks)
 
 
-def greedy_from(order, models, score):
+def greedy_from(order, models, score, least=0.0):
     chosen = []
     for place in order:
         trial = [*chosen, place]
         now, new = (
             torch.stack([models[i] for i in each]).mean(0) if each else None for each in (chosen, trial)
         )
-        if now is None or score(new) >= score(now):
+        if now is None or score(new) - score(now) >= least:
             chosen = trial
     return [1 / len(chosen) if place in chosen else 0.0 for place in range(len(models))]
 
 
-def right_greedy(models, score):
-    return greedy_from(sorted(range(len(models)), key=lambda i: -score(models[i])), models, score)
+def right_greedy(models, score, **more):
+    return greedy_from(sorted(range(len(models)), key=lambda i: -score(models[i])), models, score, **more)
 
 
 def best_alone(models, score):
@@ -119,7 +119,14 @@ def test_a_wrong_sparsity_is_told_why(answer, said):
     [
         (lambda models, score: [1 / len(models)] * len(models), "the uniform soup"),
         (best_alone, "the best model alone"),
-        (lambda models, score: greedy_from(range(len(models)), models, score), "want 0, 0.5, 0.5"),
+        (
+            lambda models, score: greedy_from(range(len(models)), models, score),
+            "want 0, 0.5, 0.5.*begin with the best",
+        ),
+        (
+            lambda models, score: right_greedy(models, score, least=1e-9),
+            "comes in, too",
+        ),
         (lambda models, score: [1.0, 0.0, 0.0], "begin with that one"),
         (lambda models, score: [float(w > 0) for w in right_greedy(models, score)], "add up to 2"),
         (lambda models, score: [0.0, 0.5, 0.5], "want"),

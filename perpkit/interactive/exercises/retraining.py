@@ -123,9 +123,9 @@ def check_masked_gradient(my_gradient: Callable[..., torch.Tensor]) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     small = (
-        torch.tensor([[1.0, 2.0]]),
+        torch.tensor([[1.0, 2.0, 1.0]]),
         torch.tensor([[1.0, 3.0]]),
-        torch.tensor([[True, False], [True] * 2]),
+        torch.tensor([[True, False, True], [True] * 3]),
     )
     large = (
         torch.randn(7, 4, generator=generator),

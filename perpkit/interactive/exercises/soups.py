@@ -99,7 +99,7 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
 
     >>> check_greedy(lambda models, score: [1 / len(models)] * len(models))
     ✗ not yet: of models at 5, 1, 3 with the best at 2.25 the weights are 0.33, 0.33, 0.33; want 0, 0.5, \
-0.5. That is the uniform soup
+0.5. That is the uniform soup, and what the order of the list gives: begin with the best
     """
     for places, best in [
         ([5.0, 1.0, 3.0], 2.25),
@@ -128,8 +128,12 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
         said = f"{asked} are {shown}; want {', '.join(f'{each:.2g}' for each in want)}"
         if not math.isclose(sum(got), 1, abs_tol=1e-4):
             said += f". They add up to {sum(got):.3g}, not 1"
+        elif len({*scores}) == 1:
+            said += ". A model that leaves the score as it is comes in, too"
         elif all(math.isclose(each, 1 / len(got)) for each in got):
             said += ". That is the uniform soup"
+            if got == _in_the_order_of_the_list(models, score):
+                said += ", and what the order of the list gives: begin with the best"
         elif max(got) == 1 and got.index(1) == scores.index(max(scores)):
             said += ". That is the best model alone; whoever is left out, the next one is tried"
         elif got[scores.index(max(scores))] == 0:
@@ -144,6 +148,16 @@ def _weights(models: list[Tensor], score: Callable[[Tensor], float]) -> tuple[li
         one.weight.data.copy_(model[None])
     _, chosen, scores = greedy(held, lambda model: score(model.weight), Masks({}))  # type: ignore[arg-type]
     return [1 / len(chosen) if place in chosen else 0.0 for place in range(len(models))], scores
+
+
+def _in_the_order_of_the_list(models: list[Tensor], score: Callable[[Tensor], float]) -> list[float]:
+    """The weights when models are tried as they come, not by their scores."""
+    chosen = [0]
+    for place in range(1, len(models)):
+        with_it = [*chosen, place]
+        before, after = (score(torch.stack([models[i] for i in some]).mean(0)) for some in (chosen, with_it))
+        chosen = with_it if after >= before else chosen
+    return [1 / len(chosen) if place in chosen else 0.0 for place in range(len(models))]
 
 
 def _refused(my_soup: Callable, states: States, masks: Any) -> bool:

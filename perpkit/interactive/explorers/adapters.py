@@ -26,7 +26,9 @@ from ...sources.text import load_text
 from ..job import Pace, Request
 from ..plots.adapter import plot_adapter
 from ..plots.card import short_names
+from ..plots.figure import DataFigure
 from .explorer import Explorer, guarded
+from .facts import described
 from .scores import remember
 from .versions import check_steps
 from .words import bar
@@ -146,8 +148,16 @@ class AdapterExplorer(Explorer):
         trained = self._trained.get(key)
         if trained is None:
             trained = remember(self._trained, key, self._trained_now(request, key, layer))
-        figure = plot_adapter(_parts(trained.model, layer), trained.losses, self._steps)
-        self._publish(request, trained.said, figure=figure)
+        self._publish(request, trained.said, figure=self._drawn(trained, key, layer))
+
+    def _drawn(self, trained: Trained, key: tuple[str, int, float], layer: str) -> DataFigure:
+        kind, rank, sparsity = key
+        words = (
+            f"{layer.removesuffix('.weight')} of {self._name}, pruned by magnitude to {100 * sparsity:g} %; "
+            f"{kind} of rank {rank}"
+        )
+        figure = plot_adapter(_parts(trained.model, layer), trained.losses, self._steps, words=words)
+        return described(figure, model=self._name, layer=layer, sparsity=sparsity, kind=kind, rank=rank)
 
     def _trained_now(self, request: Request, key: tuple[str, int, float], layer: str) -> Trained:
         """Prune, attach, train and measure, the picture following.
@@ -172,8 +182,7 @@ class AdapterExplorer(Explorer):
             trained.losses.append(loss)
             started = time.monotonic()
             if started - drawn > max(SECONDS_BETWEEN_PICTURES, TIMES_ITS_DRAWING * took):
-                figure = plot_adapter(_parts(trained.model, layer), trained.losses, self._steps)
-                self._publish(request, news(0), busy=True, figure=figure)
+                self._publish(request, news(0), busy=True, figure=self._drawn(trained, key, layer))
                 drawn = time.monotonic()
                 took = drawn - started
 

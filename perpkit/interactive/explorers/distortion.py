@@ -21,8 +21,8 @@ from .words import SPINNER, bar
 UPLOADED = "your upload"
 # A larger message than the notebook server takes ends its connection, and no kernel hears of it.
 LIMITS = '<span style="font-size: 85%; opacity: 0.75">up to 20 MB; servers may take less, often 10 MB</span>'
-# Of the early ones the first whose maps are visibly distorted.
-FIRST_LAYER = "layer1.1.bn2"
+# The first maps behind a normalisation, and one that is visibly distorted and comes back.
+FIRST_LAYER, FIRST_FILTER = "bn1", 8
 
 
 class DistortionExplorer(Explorer):
@@ -74,7 +74,7 @@ class DistortionExplorer(Explorer):
         self.subject = _menu("picture", list(self._pictures), "star")
         self.layer = _menu("layer", list(self._layers), FIRST_LAYER)
         self.filter = widgets.IntSlider(
-            0,
+            FIRST_FILTER,
             min=0,
             max=self._layers[FIRST_LAYER] - 1,
             description="filter",
@@ -129,6 +129,8 @@ class DistortionExplorer(Explorer):
         useless = ["prompt"] if pictured else ["subject", "layer", "filter"]
         if given := [self._controls[name].description for name in useless if name in chosen]:
             raise ValueError(f"{now} has no {' and no '.join(given)}; give another model with it")
+        if prompt is not None and isinstance(view := self._view(now), TextView):
+            view.check(chosen["prompt"])
         with self._job.lock:
             self._fit_filters(filters)
             self._set(chosen)

@@ -1,25 +1,30 @@
 """The generation explorer: the same words continued by the dense, the pruned and the retrained model."""
 
+import dataclasses
 import functools
 import html
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 
-from ...evaluation.generation import generate
+from ...evaluation.generation import generate, room_after
 from ...evaluation.perplexity import perplexity
 from ...experiments.shared import Cancelled
 from ..job import Pace, Request
 from ..plots.texts import plot_texts
 from .explorer import Explorer, guarded
+from .facts import described
+from .offers import offered
 from .versions import RETRAININGS, SPARSITIES, text_versions
 from .views import unknown_said
 from .words import bar
 
 GREEDY, SAMPLED = "greedy", "sampled"
+ROOM = "<br>the model's context has room for {} tokens after this prompt"
 COLUMN = "vertical-align: top; padding: 0 20px 8px 0; min-width: 150px; max-width: 230px"
 
 
@@ -61,6 +66,7 @@ class GenerationExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        self._name = model
         self._versions, self._tokenizer, self._text = text_versions(model, steps)
         self._measured: dict[tuple, float] = {}
         wide = widgets.Layout(width="300px")
@@ -122,8 +128,13 @@ class GenerationExplorer(Explorer):
 
         Temperature 0 is greedy, whatever the seed.
 
-        Raises ValueError for what they do not offer.
+        Raises ValueError for what they do not offer, and for a prompt that the model cannot continue.
         """
+        low, high = self.temperature.min, self.temperature.max
+        if isinstance(temperature, Real) and temperature != 0 and not low <= temperature <= high:
+            raise ValueError(f"temperature is {temperature}; want 0, which is greedy, or {low:g} to {high:g}")
+        if prompt is not None:
+            self._room(offered(self.prompt, "prompt", prompt))
         greedy = temperature == 0 and temperature is not False
         self._put(
             prompt=prompt,
@@ -177,12 +188,20 @@ class GenerationExplorer(Explorer):
         how = (
             "greedy" if chosen.temperature == 0 else f"temperature {chosen.temperature:g}, seed {chosen.seed}"
         )
-        figure = plot_texts(pd.DataFrame(rows), prompt=chosen.prompt)
-        self._publish(
-            request,
-            f"{100 * sparsity:g} % pruned by magnitude, {how}{unknown_said(self._tokenizer, chosen.prompt)}",
-            figure=figure,
+        said = (
+            f"{100 * sparsity:g} % pruned by magnitude, {subset} retrained for {versions.steps} steps; "
+            f"{how}; perplexities on {len(self._text.test)} test windows"
         )
+        figure = plot_texts(pd.DataFrame(rows), prompt=chosen.prompt)
+        facts = {**dataclasses.asdict(chosen), "steps": versions.steps}
+        described(figure, f"{self._name}, {said}", model=self._name, **facts)
+        full = "" if chosen.tokens <= self._room(chosen.prompt) else ROOM.format(self._room(chosen.prompt))
+        unknown = unknown_said(self._tokenizer, chosen.prompt)
+        self._publish(request, f"{html.escape(said)}{full}{unknown}", figure=figure)
+
+    def _room(self, prompt: str) -> float:
+        """How many tokens may follow a prompt, at least one."""
+        return room_after(self._versions.dense, self._tokenizer, prompt, least=1)
 
     def _continue(
         self, request: Request, chosen: Chosen, rows: list[dict], version: str, model: Any, key: tuple

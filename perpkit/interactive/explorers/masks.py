@@ -1,5 +1,6 @@
 """The mask explorer: which weights of one matrix go, and what two criteria agree on."""
 
+import dataclasses
 import functools
 import html
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from ..plots.card import short_names
 from ..plots.figure import DataFigure
 from ..plots.mask_view import Frame, MaskView
 from .explorer import Explorer, guarded
+from .facts import described
 from .offers import UNSTRUCTURED, check_sparsity
 from .scores import SCORES, Scores, remember
 from .words import bar
@@ -93,7 +95,7 @@ class MaskExplorer(Explorer):
             calibration = some if calibration is None else calibration
         self._scores = Scores(model, calibration, seed)
         self._views: OrderedDict[tuple, MaskView] = OrderedDict()
-        self._shown: tuple[MaskView, Frame] | None = None
+        self._shown: tuple[MaskView, Frame, Choice] | None = None
         names = list(self._scores.matrices)
         self._labels = dict(zip(names, short_names(names), strict=True))
         wide = widgets.Layout(width="250px")
@@ -143,13 +145,15 @@ class MaskExplorer(Explorer):
         """Put the controls where a hand would, those that are given.
 
         `layer` is a name, or as much of its end as says which.
-        A pattern says the sparsity itself, and compares weights within its own groups.
-
-        Raises ValueError for what they do not offer, and for a sparsity that is not the pattern's.
+        Raises ValueError for what they do not offer, and beside a pattern for a sparsity that is not its own
+        and for a group.
         """
         named = {"layer": layer, "criterion": criterion, "other": other, "pattern": pattern, "group": group}
         chosen = self._offered(sparsity=sparsity, **named)
-        check_sparsity(sparsity, chosen.get("pattern", self.pattern.value), PATTERNS)
+        fixed = chosen.get("pattern", self.pattern.value)
+        check_sparsity(sparsity, fixed, PATTERNS)
+        if group is not None and fixed != UNSTRUCTURED:
+            raise ValueError(f"group is {group!r}, but a pattern compares weights within its own groups")
         self._set(chosen)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -160,7 +164,11 @@ class MaskExplorer(Explorer):
         return self._frames.wait(None if timeout is None else max(0.0, timeout - pace.passed()))
 
     def _current(self) -> DataFigure | None:
-        return None if self._shown is None else self._shown[0].figure(self._shown[1])
+        if self._shown is None:
+            return None
+        view, frame, choice = self._shown
+        facts = dataclasses.asdict(choice) | {"sparsity": frame.mask.logical_not().double().mean().item()}
+        return described(view.figure(frame), **facts)
 
     @guarded
     def _on_change(self, _=None) -> None:
@@ -206,7 +214,7 @@ class MaskExplorer(Explorer):
         png = view.png(frame)
 
         def update() -> None:
-            self._shown = view, frame
+            self._shown = view, frame, choice
             self._show(None, png)
             self._say(f"<b>{html.escape(label)}</b>: {' · '.join(filter(None, said))}")
 
@@ -267,7 +275,8 @@ def _pruned(mask: torch.Tensor, thresholds: torch.Tensor, choice: Choice) -> str
     if choice.nm is not None:
         n, m = choice.nm
         return f"{words}, {n} of every {m} consecutive inputs of a row are kept"
-    if not thresholds.numel():
+    # Where nothing goes, nothing lies below a threshold.
+    if not thresholds.numel() or not pruned:
         return words
     low, high = (float(end) for end in thresholds.aminmax())
     if choice.group == "row":

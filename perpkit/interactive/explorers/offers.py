@@ -68,8 +68,9 @@ def _one_of(options: tuple, name: str, given: object) -> Any:
         return found[0]
     if found:
         raise ValueError(f"{name} is {given!r}; it could be {_listed(found)}")
-    near = {label: value for pair in pairs for label, value in [pair, (str(pair[1]), pair[1])]}
-    likely = difflib.get_close_matches(given, near, n=1) if isinstance(given, str) else []
+    near = {each.lower(): value for label, value in pairs for each in (label, str(value))}
+    word = given.lower() if isinstance(given, str) else ""
+    likely = difflib.get_close_matches(word, near, n=1, cutoff=0.75)
     hint = f"; did you mean {near[likely[0]]!r}?" if likely else ""
     raise ValueError(f"{name} is {given!r}; the explorer offers {_listed(values)}{hint}")
 

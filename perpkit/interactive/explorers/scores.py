@@ -13,6 +13,7 @@ from ...pruning.method import CALIBRATED, CRITERIA, NEEDS_GRAM, Method
 from ...pruning.selection import select
 from ...retraining.loop.evaluating import evaluating
 from ...retraining.loop.settings import check_whole
+from ...sources.text import check_windows
 
 # What the scores are; SparseGPT's change while it prunes, so the sizes stand for them.
 SCORES = {
@@ -46,6 +47,8 @@ class Scores:
                 f"the calibration is a {type(calibration).__name__}; want a tensor, of token windows "
                 "[n, length] or of inputs [n, ...]"
             )
+        if calibration is not None and is_language_model(model):
+            check_windows(model, calibration)
         self.matrices: dict[str, Matrix] = prunable_matrices(model)
         self.criteria = [
             name

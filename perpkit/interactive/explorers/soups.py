@@ -34,6 +34,7 @@ from ..plots.curves import plot_curves
 from ..plots.figure import DataFigure
 from ..plots.plane import plot_plane
 from .explorer import Explorer, guarded
+from .facts import described
 from .versions import check_steps, make_room
 from .words import bar
 
@@ -83,7 +84,7 @@ class SoupExplorer(Explorer):
         background: bool = True,
     ):
         check_steps(steps)
-        self._subject = _subject(model, steps)
+        self._name, self._subject = model, _subject(model, steps)
         self._made: OrderedDict[tuple[str, float], tuple[list[nn.Module], str]] = OrderedDict()
         self._tables: dict[tuple[str, float, str], pd.DataFrame] = {}
         wide = widgets.Layout(width="300px")
@@ -141,11 +142,10 @@ class SoupExplorer(Explorer):
         if self._subject.prepare is not None:
             self._subject.prepare(mixture)
         loss = -held_out(self._subject.test, 64)(mixture)
-        names = ", ".join(f"{name} {share:.0%}" for name, share in zip("ABC", shares, strict=True))
-        names = names.replace("%", " %")
         zeros = naive_average_sparsity([mixture])["average"].iloc[-1]
+        right = 100 * self._subject.accuracy(mixture)
         text = (
-            f"{names}: loss <b>{loss:.3f}</b>, accuracy {100 * self._subject.accuracy(mixture):.1f} %, "
+            f"{_named(shares)}: loss <b>{loss:.3f}</b>, accuracy {right:.1f} %, "
             f"sparsity {100 * zeros:.1f} %{said}"
         )
         self._publish(request, text, busy=True)
@@ -210,16 +210,24 @@ class SoupExplorer(Explorer):
                 a, b = (models[place] for place in EDGES[view])
                 table = segment(a, b, loss, **told)
             self._tables[(*chosen, view)] = table
+        masks, sparsity = chosen
+        steps = self._subject.settings["steps"]
+        words = f"{self._name} pruned to {100 * sparsity:g} %, {masks}, each retrained for {steps} steps"
+        facts = {"model": self._name, "sparsity": sparsity, "masks": masks, "steps": steps}
         if view == TRIANGLE:
-            figure = plot_plane(table)
+            figure = described(plot_plane(table), f"{words}; star: {_named(shares)}", **facts)
             corners = table.dropna(subset="model")[["x", "y"]].to_numpy(float)
             x, y = np.array(shares) @ corners
             figure.axes[0].plot(x, y, "*", markersize=16, color="white", markeredgecolor="black")
             return figure, ""
         share = f"share of {view[-1]}"
         curve = table.assign(edge=view, seed=0).rename(columns={"t": share})
-        figure = plot_curves(curve, x=share, y="loss", hue="edge")
+        figure = described(plot_curves(curve, x=share, y="loss", hue="edge"), words, **facts)
         return figure, f" · barrier of {html.escape(view)}: {barrier(table):.4f}"
+
+
+def _named(shares: list[float]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip("ABC", shares, strict=True))
 
 
 def _news(what: str, total: int, pace: Pace, step: int) -> str:

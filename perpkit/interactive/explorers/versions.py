@@ -30,7 +30,8 @@ BYTES_KEPT = 2**30
 class Versions:
     """The dense model, and what pruning by magnitude and a short retraining make of it.
 
-    `settings` are those of each retraining, `rates` its learning rates by subset. The dense model is not
+    Every layer loses the same share. `settings` are those of each retraining, `rates` its learning rates by
+    subset. The dense model is not
     touched; of the others as many are kept as fit in a gigabyte, at least one.
     """
 
@@ -75,7 +76,9 @@ class Versions:
     def _masked(self, sparsity: float) -> tuple[nn.Module, Masks]:
         if self._pruned is None or self._pruned[0] != sparsity:
             model = copy.deepcopy(self.dense)
-            self._pruned = sparsity, model, prune(model, "magnitude", sparsity=sparsity, progress=False)
+            # Of a classifier prune would take one threshold for all, which leaves the first layers alone.
+            masks = prune(model, "magnitude", sparsity=sparsity, allocation="uniform", progress=False)
+            self._pruned = sparsity, model, masks
         return self._pruned[1:]
 
 

@@ -16,13 +16,14 @@ from ...evaluation.distortion import (
     map_layers,
     relative_error,
 )
-from ...evaluation.generation import next_tokens, unknown_characters
+from ...evaluation.generation import next_tokens, room_after, unknown_characters
 from ...experiments.shared import Cancelled
 from ...sources import shapes
 from ..plots.curves import plot_curves
 from ..plots.features import plot_maps
 from ..plots.figure import DataFigure
-from .versions import picture_versions, text_versions
+from .facts import described
+from .versions import Versions, picture_versions, text_versions
 
 BEST = 5
 # Whose hidden states are compared.
@@ -82,6 +83,7 @@ class PictureView:
             predictions[version] = pd.DataFrame({"name": names, "probability": best.values.tolist()})
             errors[version] = relative_error(maps["dense"], maps[version])
         said = _changes(errors, chosen.retrain)
+        where = {"layer": chosen.layer, "filter": chosen.filter}
         titles = {
             f"{version}, error {errors[version]:.2f}" if version != "dense" else version: each
             for version, each in maps.items()
@@ -89,7 +91,7 @@ class PictureView:
         return Seen(
             f"filter {chosen.filter} of {html.escape(chosen.layer)}: relative error {said}",
             side_by_side("the picture is taken for", predictions),
-            plot_maps({"picture": chosen.picture, **titles}),
+            _described(plot_maps({"picture": chosen.picture, **titles}), self.versions, chosen, where),
         )
 
 
@@ -128,8 +130,12 @@ class TextView:
             f"{_changes(errors, chosen.retrain)}"
             f"{unknown_said(self._tokenizer, chosen.prompt)}",
             side_by_side(f"after “{chosen.prompt[-40:]}” comes", predictions, quoted=True),
-            figure,
+            _described(figure, self.versions, chosen, {}),
         )
+
+    def check(self, prompt: str) -> None:
+        """Raise ValueError for a prompt that the model cannot read."""
+        room_after(self.versions.dense, self._tokenizer, prompt)
 
     def _table(self, models: Models, version: str, chosen: Chosen, cancelled) -> pd.DataFrame:
         key = version, chosen.sparsity, chosen.retrain if version == "retrained" else ""
@@ -183,6 +189,19 @@ def side_by_side(title: str, tables: Mapping[str, pd.DataFrame], *, quoted: bool
             f"<table>{''.join(rows)}</table></td>"
         )
     return f"<div>{html.escape(title)}</div><table><tr>{''.join(columns)}</tr></table>"
+
+
+def _described(figure: DataFigure, versions: Versions, chosen: Chosen, where: dict) -> DataFigure:
+    words = ", ".join(
+        [
+            chosen.model,
+            *(f"{name} {value}" for name, value in where.items()),
+            f"pruned by magnitude to {100 * chosen.sparsity:g} % of every layer",
+            f"{chosen.retrain} retrained for {versions.steps} steps",
+        ]
+    )
+    facts = {"model": chosen.model, "sparsity": chosen.sparsity, "retrain": chosen.retrain}
+    return described(figure, words, **facts, steps=versions.steps, **where)
 
 
 def _changes(errors: Mapping[str, float], retrained: str) -> str:

@@ -31,7 +31,7 @@ def spoken(seconds: float) -> str:
 def in_red(words: str) -> str:
     """What went wrong in one line: the kind, a colon, and what it says.
 
-    >>> in_red("ValueError: <b> is no prompt")[-49:]
+    >>> in_red("ValueError: <b> is no prompt")[-48:]
     '<b>ValueError</b>: &lt;b&gt; is no prompt</span>'
     """
     kind, _, what = words.partition(": ")

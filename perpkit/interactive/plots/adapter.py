@@ -17,11 +17,14 @@ CORNER = 32
 HEIGHT = 4.6
 
 
-def plot_adapter(matrices: Mapping[str, torch.Tensor], losses: Sequence[float], steps: int) -> DataFigure:
+def plot_adapter(
+    matrices: Mapping[str, torch.Tensor], losses: Sequence[float], steps: int, *, words: str = ""
+) -> DataFigure:
     """Draw matrices `[out, in]` by name in a row, white where exactly zero, above the losses so far.
 
     Of each matrix a corner of 32 rows and columns is drawn, the darker the larger the entry, each on a scale
-    of its own that its words name, with the share of zeros of the whole matrix. The figure's table holds the
+    of its own that its words name, with the share of zeros of the whole matrix. `words` stand at the end of
+    the caption. The figure's table holds the
     `part` and for the matrices `row`, `column` and `value`, for the `"loss"` `step` and `value`.
 
     Raises ValueError for no matrix and a tensor that is none.
@@ -55,9 +58,10 @@ def plot_adapter(matrices: Mapping[str, torch.Tensor], losses: Sequence[float], 
     loss = pd.DataFrame({"part": "loss", "step": range(1, len(losses) + 1), "value": list(losses)})
     figure.table = pd.DataFrame([row for table in [*tables, loss] for row in table.to_dict("records")])
     out, width = next(iter(matrices.values())).shape
-    words = f"the first {min(CORNER, out)} rows and {min(CORNER, width)} columns of {out} × {width}; "
-    words += "white: exactly zero; the darker, the larger, each on its own scale"
-    figure.text(0.01, 0.01, words, fontsize=8, color=CAPTION, va="bottom")
+    seen = f"the first {min(CORNER, out)} rows and {min(CORNER, width)} columns of {out} × {width}; "
+    seen += "white: exactly zero; the darker, the larger, each on its own scale"
+    caption = plain("\n".join(filter(None, [seen, words])))
+    figure.text(0.01, 0.01, caption, fontsize=8, color=CAPTION, va="bottom")
     return figure
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from .figure import COLOURS, DASHES, MARKERS, DataFigure
+from .figure import COLOURS, DASHES, DRAWING, MARKERS, DataFigure
 
 WIDTH = 7.2
 # From dark to light, and so in order also in grey.
@@ -43,12 +44,30 @@ def card(table: pd.DataFrame, height: float) -> DataFigure:
 
 
 def write_caption(figure: DataFigure, lines: Iterable[str]) -> None:
-    """Write lines under a figure, empty ones left out and long ones wrapped."""
-    wrapped = [textwrap.fill(line, LINE) for line in lines if line]
+    """Write lines under a figure, below those that stand there, empty ones left out and long ones wrapped.
+
+    >>> figure = card(pd.DataFrame(), height=2)
+    >>> write_caption(figure, ["n = 3", ""])
+    >>> figure.get_supxlabel()
+    'n = 3'
+    """
+    wrapped = [plain(textwrap.fill(line, LINE)) for line in lines if line]
     # An empty one would still take room.
     if wrapped:
-        text = plain("\n".join(wrapped))
+        text = "\n".join(filter(None, [figure.get_supxlabel(), *wrapped]))
         figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=CAPTION)
+        if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
+            settle(figure)
+
+
+def settle(figure: DataFigure) -> None:
+    """Lay a figure out for good: axes of a fixed shape would move a little at each drawing."""
+    figure.set_layout_engine("constrained")
+    with DRAWING:
+        # The third time nothing moves any more.
+        for _ in range(3):
+            figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from matplotlib.colors import Normalize
 
-from .card import SCALE, WIDTH, card, plain, write_caption
-from .figure import DRAWING, DataFigure
+from .card import SCALE, WIDTH, card, plain, settle, write_caption
+from .figure import DataFigure
 
 FILTERS_IN_A_ROW = 8
 MAPS_IN_A_ROW = 5
@@ -123,11 +123,7 @@ def plot_maps(rows: Mapping[str, torch.Tensor]) -> DataFigure:
             f"{lost} of {len(values)} values are not finite and left white" if lost else "",
         ],
     )
-    # Maps of a fixed shape are laid out a little otherwise at each drawing; the third is settled.
-    with DRAWING:
-        for _ in range(3):
-            figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    settle(figure)
     return figure
 
 

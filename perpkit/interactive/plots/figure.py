@@ -60,7 +60,8 @@ def save_figure(figure: DataFigure, path: str | Path, endings: Sequence[str] = E
     `path` is the name without an ending; its folder is created. `endings` may name fewer. The same figure
     gives the same files.
 
-    Raises ValueError for an unknown ending and when the files cannot be written.
+    Raises ValueError for what is no figure, a name that has an ending, an unknown ending and when the files
+    cannot be written.
 
     >>> import tempfile
     >>> figure = DataFigure()
@@ -69,7 +70,13 @@ def save_figure(figure: DataFigure, path: str | Path, endings: Sequence[str] = E
     >>> [file.suffix for file in files]
     ['.pdf', '.svg', '.png', '.csv']
     """
+    if not isinstance(figure, DataFigure):
+        hint = "; give its figure()" if callable(getattr(figure, "figure", None)) else ""
+        raise ValueError(f"want a figure of perpkit, got a {type(figure).__name__}{hint}")
     path = Path(path)
+    if not path.name or path.suffix in ENDINGS:
+        raise ValueError(f"the name is {str(path)!r}; write it without an ending, such as 'figures/curve'")
+    endings = [endings] if isinstance(endings, str) else endings
     if unknown := set(endings) - set(ENDINGS):
         raise ValueError(f"unknown ending {min(unknown)!r}; figures are written as {', '.join(ENDINGS)}")
     files = [path.with_name(path.name + ending) for ending in endings]

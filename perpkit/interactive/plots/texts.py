@@ -5,20 +5,22 @@ from functools import cache
 
 import pandas as pd
 
-from .card import card, check_table, plain, write_caption
+from .card import CAPTION, card, check_table, plain, write_caption
 from .figure import COLOURS, DataFigure
 
 # So many letters of 8 points stand in the width of a card.
 LETTERS = 104
 TALLEST = 9.0
 LINE_HEIGHT = 0.14
+# Lines for a version and its perplexity.
+HEAD = 2.7
 
 
 def plot_texts(table: pd.DataFrame, *, prompt: str = "") -> DataFigure:
     """Write texts side by side, a column for each row of a table with `version` and `text`.
 
-    What the font has no picture for is drawn as a box. Texts that are longer than a page are cut, as the
-    caption says; the figure's table has them whole.
+    A column `perplexity` is written above them. What the font has no picture for is drawn as a box. Texts
+    that are longer than a page are cut, as the caption says; the figure's table has them whole.
 
     Raises ValueError for an empty table and a missing column.
 
@@ -33,13 +35,16 @@ def plot_texts(table: pd.DataFrame, *, prompt: str = "") -> DataFigure:
     longest = max(map(len, columns))
     begun = _lines(f"prompt: {prompt}", LETTERS - 10) if prompt else []
     lines = min(longest, most)
-    figure = card(table, height=0.75 + LINE_HEIGHT * (lines + len(begun)))
+    figure = card(table, height=0.55 + LINE_HEIGHT * (HEAD + lines + len(begun)))
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.set(xlim=(0, len(table)), ylim=(lines + 1.5, 0))
+    axes.set(xlim=(0, len(table)), ylim=(lines + HEAD, 0))
     for i, (version, column) in enumerate(zip(table["version"], columns, strict=True)):
         axes.text(i, 0, _drawn(str(version)), va="top", weight="bold", fontsize=9, color=COLOURS[4])
-        axes.text(i, 1.5, _drawn("\n".join(column[:most])), va="top", fontsize=8, linespacing=1.3)
+        if "perplexity" in table:
+            said = f"perplexity {table['perplexity'].iloc[i]:.2f}"
+            axes.text(i, 1.3, said, va="top", fontsize=8, color=CAPTION)
+        axes.text(i, HEAD, _drawn("\n".join(column[:most])), va="top", fontsize=8, linespacing=1.3)
     if begun:
         axes.set_title(_drawn("\n".join(begun)), loc="left", fontsize=8.5, style="italic")
     write_caption(figure, ["texts that are longer are cut" if longest > most else ""])

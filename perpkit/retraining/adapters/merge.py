@@ -79,7 +79,7 @@ def _outputs(model: nn.Module, probe: Tensor | None) -> list[Tensor]:
         return []
     language = is_language_model(model)
     if language:
-        check_windows(model, probe)  # type: ignore[arg-type]
+        check_windows(model, probe)
     device = next(model.parameters()).device
     with evaluating(model):
         parts = (part.to(device) for part in probe.split(PROBED))

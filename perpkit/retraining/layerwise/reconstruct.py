@@ -180,7 +180,7 @@ def _checked(model: nn.Module, calibration: torch.Tensor, length: int, batch: in
                 f"calibration is {calibration.dtype}; want token windows, which are whole numbers"
             )
         calibration = calibration[:, :length]
-        check_windows(model, calibration)  # type: ignore[arg-type]
+        check_windows(model, calibration)
     return calibration
 
 

@@ -107,7 +107,7 @@ def make_task(
     if language and not isinstance(data, tuple):
         if augment is not None:
             raise ValueError("augment is for labelled inputs; token windows are not augmented, leave it out")
-        check_windows(model, data)  # type: ignore[arg-type]
+        check_windows(model, data)
         return Windows(model, data, dense, distillation)
     if language or not (isinstance(data, tuple) and len(data) == 2):
         wanted = "token windows [n, length]" if language else "a tuple (inputs, labels)"
