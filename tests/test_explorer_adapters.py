@@ -110,6 +110,11 @@ def test_the_curve_and_the_pictures_follow_the_training(monkeypatch):
     assert lengths == [1, 2, 3, 4, 4][: len(lengths)]
     assert len(lengths) >= 4
     assert any("training step 3 of 4" in each for each in told)
+    figure = explorer.figure()
+    assert figure.table[["kind", "rank", "sparsity"]].drop_duplicates().values.tolist() == [["lora", 4, 0.7]]
+    assert any(
+        "tiny-opt, pruned by magnitude to 70 %; lora of rank 4" in text.get_text() for text in figure.texts
+    )
 
 
 def test_cancel_takes_effect_within_a_training_step():

@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_a_cell(seeing):
     images = pk.load_images("shapes", counts={"train": 2048}, progress=False)
     picture = images.test[0][images.test[1] == images.classes.index("ring")][:1]
     pruned = copy.deepcopy(dense)
-    masks = pk.prune(pruned, "magnitude", sparsity=0.6, progress=False)
+    masks = pk.prune(pruned, "magnitude", sparsity=0.6, allocation="uniform", progress=False)
     retrained = copy.deepcopy(pruned)
     settings = {"subset": "norms", "steps": 2, "lr": 0.05, "batch": 64, "optimizer": "sgd"}
     pk.retrain(retrained, images.train, masks=masks, progress=False, **settings)
@@ -138,9 +138,7 @@ def test_twenty_quick_moves_leave_the_last(seeing):
         explorer.filter.value = (5 * move + 1) % 16
     explorer.filter.value = 3
     assert explorer.wait(SOON)
-    seeing.show(
-        "shapes-resnet", sparsity=0.8, retrain="biases+norms", picture="star", layer="layer1.1.bn2", filter=3
-    )
+    seeing.show("shapes-resnet", sparsity=0.8, retrain="biases+norms", picture="star", layer="bn1", filter=3)
     assert words(explorer) == words(seeing)
     assert bytes(explorer.picture.value) == bytes(seeing.picture.value)
     assert explorer.figure().table.equals(seeing.figure().table)
@@ -218,7 +216,12 @@ def test_characters_outside_the_vocabulary_are_named(reading):
     ],
 )
 def test_a_bad_prompt_is_told_and_the_controls_go_on(reading, prompt, said):
-    reading.show("tiny-opt", prompt=prompt)
+    reading.show("tiny-opt", prompt="It is a")
+    with pytest.raises(ValueError, match=said):
+        reading.show(prompt=prompt)
+    assert reading.prompt.value == "It is a"
+    # By hand.
+    reading.prompt.value = prompt
     assert words(reading).startswith("ValueError: ")
     assert said in words(reading)
     # Not the picture of the prompt before.

@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 
+import pandas as pd
 import pytest
 from explorer_parts import SOON, words
 
@@ -58,7 +59,8 @@ def test_the_texts_are_those_of_a_cell(telling, temperature, seed):
     ]
     assert texts(telling) == wanted
     how = "greedy" if temperature == 0 else "temperature 0.9, seed 5"
-    assert words(telling) == f"60 % pruned by magnitude, {how}"
+    said = f"60 % pruned by magnitude, norms retrained for 2 steps; {how}; perplexities on 160 test windows"
+    assert words(telling) == said
     table = telling.figure().table
     assert [prompt + text for text in table["text"]] == [text for *_, text in wanted]
     assert [f"perplexity {value:.2f}" for value in table["perplexity"]] == [said for _, said, _ in wanted]
@@ -85,9 +87,13 @@ def test_what_was_retrained_is_kept(telling, monkeypatch):
 def test_the_figure_can_be_exported_and_is_not_shown_twice(telling, tmp_path):
     explorer = telling
     explorer._folder = tmp_path
-    explorer.show("It is a", tokens=5)
+    explorer.show("It is a", tokens=5, temperature=0)
     explorer.exports[".csv"].click()
-    assert (tmp_path / "generation.csv").read_text().startswith("version,text,perplexity\n")
+    table = pd.read_csv(tmp_path / "generation.csv")
+    assert table.columns[:3].tolist() == ["version", "text", "perplexity"]
+    # What they are of.
+    facts = ["model", "prompt", "tokens", "temperature", "steps"]
+    assert table[facts].drop_duplicates().values.tolist() == [["tiny-opt", "It is a", 5, 0.0, 2]]
     assert explorer.picture not in explorer.children
     assert explorer.texts in explorer.children
 
@@ -164,11 +170,23 @@ def test_characters_outside_the_vocabulary_are_named(telling):
     )
 
 
+def test_a_text_that_fills_the_context_is_said(telling):
+    telling.show("It is a " * 40, tokens=100)
+    assert words(telling).endswith("the model's context has room for 7 tokens after this prompt")
+    telling.show("It is a")
+    assert "room" not in words(telling)
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"), [(" ", "the prompt is empty"), ("It is a " * 60, "leaves no room for 1 more")]
 )
 def test_a_bad_prompt_is_told_and_the_controls_go_on(telling, prompt, said):
-    telling.show(prompt, tokens=3)
+    telling.show("It is a", tokens=3)
+    with pytest.raises(ValueError, match=said):
+        telling.show(prompt)
+    assert telling.prompt.value == "It is a"
+    # By hand.
+    telling.prompt.value = prompt
     assert words(telling).startswith("ValueError: ")
     assert said in words(telling)
     with pytest.raises(ValueError, match=f"this has failed: ValueError: .*{said}"):
@@ -184,7 +202,7 @@ def test_a_bad_prompt_is_told_and_the_controls_go_on(telling, prompt, said):
         ({"sparsity": 0.55}, "sparsity is 0.55; the explorer offers 0.3"),
         ({"retrain": "nothing"}, "retrain is 'nothing'; the explorer offers biases"),
         ({"tokens": 0}, "tokens is 0; the explorer offers 1 to 100"),
-        ({"temperature": 5}, "temperature is 5; the explorer offers 0.1 to 2"),
+        ({"temperature": 5}, "temperature is 5; want 0, which is greedy, or 0.1 to 2"),
         ({"temperature": False}, "temperature is False; want a number"),
         ({"prompt": 3}, "prompt is 3; want a text"),
         ({"seed": -1}, "seed is -1"),

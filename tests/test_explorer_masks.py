@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import pandas as pd
 import pytest
 import torch
 from explorer_parts import SOON, words
@@ -50,8 +51,8 @@ def shown_mask(explorer, layer=FC1) -> torch.Tensor:
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "wanda", "ria", "sparsegpt"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
 def test_the_mask_is_that_of_pruning_the_layer(explorer, tiny_opt, calibration, criterion, pattern):
-    share = 0.6 if pattern == "unstructured" else 0.5
-    explorer.show(share, layer=FC1, criterion=criterion, pattern=pattern, group="row")
+    explorer.show(0.6, layer=FC1, criterion=criterion, pattern="unstructured", group="row")
+    explorer.show(pattern=pattern)
     model = tiny_opt
     # Layers that are not named stay, so the inputs are the dense model's.
     how = {"sparsity": {FC1: 0.6}, "group": "row"}
@@ -163,7 +164,7 @@ def test_hands_in_many_threads_leave_one_consistent_picture(explorer):
         thread.join()
     explorer.show(0.3, criterion="magnitude", layer=FC1)
     assert explorer.wait(SOON)
-    view, frame = explorer._shown
+    view, frame, _ = explorer._shown
     assert explorer.error is None
     assert words(explorer).startswith("0.fc1: 30 %")
     assert explorer.picture.value == view.png(frame)
@@ -186,7 +187,12 @@ def test_export_writes_the_picture_and_its_table(explorer, tmp_path):
         explorer.exports[ending].click()
         assert explorer.error is None
         assert (tmp_path / f"mask{ending}").stat().st_size
-    assert (tmp_path / "mask.csv").read_text().startswith("row,column,score,kept\n0,0,")
+    table = pd.read_csv(tmp_path / "mask.csv")
+    assert table.columns[:4].tolist() == ["row", "column", "score", "kept"]
+    # What it is of.
+    assert table["layer"].unique().tolist() == [FC1]
+    assert table["sparsity"].unique().tolist() == [0.5]
+    assert {"criterion", "other", "pattern", "group"} < {*table.columns}
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -256,6 +262,7 @@ def test_a_model_alone_offers_what_needs_no_data():
         ({"layer": "x"}, "layer is 'x'; the explorer offers 0.weight"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity is 0.6, but the pattern is 2:4, which is 0.5"),
         ({"sparsity": "60 %"}, "sparsity is '60 %'; want a number"),
+        ({"group": "row", "pattern": "2:4"}, "group is 'row', but a pattern compares weights within its own"),
         ({"pattern": "1:2"}, "pattern is '1:2'"),
         ({"sparsity": 1.5}, "sparsity is 1.5; the explorer offers 0 to 0.99"),
     ],
@@ -287,6 +294,17 @@ def test_a_layer_may_be_given_by_the_end_of_its_name(explorer):
         explorer.show(layer="fc1")
     with pytest.raises(ValueError, match=r"did you mean '.*0\.fc1\.weight'\?"):
         explorer.show(layer="0.fc11")
+
+
+def test_where_nothing_goes_there_is_no_threshold():
+    explorer = MaskExplorer(linear()[0], background=False)
+    explorer.show(0)
+    assert words(explorer) == "0: 0 % of 64 weights pruned"
+
+
+def test_calibration_of_another_kind_is_told(tiny_opt):
+    with pytest.raises(ValueError, match=r"windows are of torch\.float32; token ids are torch\.int64"):
+        MaskExplorer(tiny_opt, calibration=torch.zeros(2, 8))
 
 
 def test_a_model_with_its_tokenizer_is_told_apart(tiny_opt):

@@ -61,7 +61,13 @@ def test_an_edge_shows_its_barrier(explorer, candidates):
     drawn = explorer.figure().table
     assert drawn["loss"].tolist() == pytest.approx(table["loss"].tolist(), rel=1e-5)
     explorer.show(view="triangle")
-    assert len(explorer.figure().table) == 9 * 9 + 3
+    table = explorer.figure().table
+    assert len(table) == 9 * 9 + 3
+    # What it is of.
+    assert table[["parent", "sparsity", "masks"]].drop_duplicates().values.tolist() == [
+        ["tiny-opt", 0.7, soups.COMMON]
+    ]
+    assert "tiny-opt pruned to 70 %, one mask for all" in explorer.figure().get_supxlabel()
 
 
 def test_masks_of_their_own_do_not_survive_the_average(explorer):

@@ -67,6 +67,12 @@ def test_what_could_not_be_begun_has_no_figure(explorer, monkeypatch):
         explorer.figure()
 
 
+def test_an_explorer_is_no_figure_but_has_one(explorer, tmp_path):
+    with pytest.raises(ValueError, match=r"got a MaskExplorer; give its figure\(\)"):
+        pk.save_figure(explorer, tmp_path / "mask")
+    assert len(pk.save_figure(explorer.figure(), tmp_path / "mask")) == 4
+
+
 def test_a_bad_argument_leaves_the_figure_as_it_was(explorer):
     with pytest.raises(ValueError, match="criterion is 'size'"):
         explorer.show(0.5, criterion="size")

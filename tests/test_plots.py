@@ -181,6 +181,27 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
         pk.save_figure(pk.plot_curves(table()), tmp_path / "file" / "curve")
 
 
+@pytest.mark.parametrize(
+    ("figure", "name", "endings", "said"),
+    [
+        (None, "curve", (".png",), "want a figure of perpkit, got a NoneType"),
+        (pk.Experiment(), "curve", (".png",), "got a Experiment"),
+        ("curve", "", (".png",), r"the name is '.'; write it without an ending, such as 'figures/curve'"),
+        ("curve", "curve.png", (".png",), r"the name is 'curve\.png'; write it without an ending"),
+        ("curve", "curve", "png", "unknown ending 'png'; figures are written as .pdf, .svg"),
+    ],
+)
+def test_what_is_no_figure_or_no_name_is_an_error(tmp_path, monkeypatch, figure, name, endings, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        pk.save_figure(pk.plot_curves(table()) if figure == "curve" else figure, name, endings)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_ending_is_enough(tmp_path):
+    assert pk.save_figure(pk.plot_curves(table()), tmp_path / "curve", ".csv") == [tmp_path / "curve.csv"]
+
+
 def test_a_notebook_shows_it_finer_than_its_size():
     picture, size = pk.plot_curves(table())._repr_png_()
     width = int.from_bytes(picture[16:20], "big")

@@ -161,7 +161,7 @@ class OutlierExplorer(Explorer):
                 raise Cancelled
             rows.append({"strength": strength, "seed": seed, "criterion": criterion, "perplexity": value})
         change = {"logits_change": float((after - before).abs().max()), "logits": float(before.abs().max())}
-        protocol = f"{self._name}, {100 * sparsity:g} % pruned, {len(self._test)} windows of the story world"
+        protocol = f"{100 * sparsity:g} % pruned, {len(self._test)} windows of the story world"
         same = {"model": self._name, "sparsity": sparsity, "protocol": protocol}
         return [{**same, **row, **change} for row in rows]
 

@@ -213,7 +213,7 @@ class SoupExplorer(Explorer):
         masks, sparsity = chosen
         steps = self._subject.settings["steps"]
         words = f"{self._name} pruned to {100 * sparsity:g} %, {masks}, each retrained for {steps} steps"
-        facts = {"model": self._name, "sparsity": sparsity, "masks": masks, "steps": steps}
+        facts = {"parent": self._name, "sparsity": sparsity, "masks": masks, "steps": steps}
         if view == TRIANGLE:
             figure = described(plot_plane(table), f"{words}; star: {_named(shares)}", **facts)
             corners = table.dropna(subset="model")[["x", "y"]].to_numpy(float)
