@@ -96,6 +96,5 @@ def test_a_bad_upload_during_a_retraining_stays_to_be_read():
         assert not explorer.wait(0.05), words(explorer)
     assert "is no picture" in give(explorer, "notes.txt", b"hello")
     assert explorer.cancel.disabled
-    # The picture is of what was shown before.
-    with pytest.raises(ValueError, match="what was asked for last was cancelled"):
-        explorer.figure()
+    # The picture so far.
+    assert explorer.figure().table["title"].nunique() == 3

@@ -68,7 +68,7 @@ class Explorer(widgets.VBox):
         self._figure: DataFigure | None = None
         self._folder = Path(export_folder)
         self.error: Exception | None = None
-        # Of the work that was last asked for: whether it still has to show something, and why it cannot.
+        # Of the work that was last asked for: whether it has yet to show a first picture, and why it failed.
         self._outstanding = False
         self._failure: Exception | None = None
         self._controls = dict(controls)
@@ -132,13 +132,15 @@ class Explorer(widgets.VBox):
     def figure(self) -> DataFigure:
         """The picture as a figure, once everything asked for is computed.
 
-        Raises ValueError when what was asked for last has failed or was cancelled.
+        Of what was cancelled it is the picture so far.
+
+        Raises ValueError when what was asked for last has failed, or was cancelled before its first picture.
         """
         self.wait()
         with self._job.lock:
             figure = self._current()
             # Else the picture of what was asked for before would be taken for this one's.
-            if figure is None or self._outstanding:
+            if figure is None or self._outstanding or self._failure is not None:
                 raise self._missing()
             return figure
 
@@ -230,7 +232,7 @@ class Explorer(widgets.VBox):
         return self._figure
 
     def _show(self, figure: DataFigure | None, png: bytes) -> None:
-        self._figure = figure
+        self._figure, self._outstanding = figure, False
         self.picture.value = png
         # Hidden until there is one: without a file a browser shows a torn picture.
         self.picture.layout.display = "block"
@@ -239,7 +241,6 @@ class Explorer(widgets.VBox):
             button.disabled = False
 
     def _say(self, text: str, *, busy: bool = False, again: bool = False) -> None:
-        self._outstanding = busy or (again and self._outstanding)
         self.message.value, self.details.value = text, ""
         self.cancel.disabled = not busy
         self.again.disabled = not again
