@@ -92,8 +92,10 @@ def test_the_figure_can_be_exported_and_is_not_shown_twice(telling, tmp_path):
     table = pd.read_csv(tmp_path / "generation.csv")
     assert table.columns[:3].tolist() == ["version", "text", "perplexity"]
     # What they are of.
-    facts = ["model", "prompt", "tokens", "temperature", "steps"]
-    assert table[facts].drop_duplicates().values.tolist() == [["tiny-opt", "It is a", 5, 0.0, 2]]
+    facts = ["model", "prompt", "tokens", "temperature"]
+    assert table[facts].drop_duplicates().values.tolist() == [["tiny-opt", "It is a", 5, 0.0]]
+    assert table["steps"].tolist() == [0, 0, 2]
+    assert table["sparsity"].iloc[0] == 0 < table["sparsity"].iloc[1]
     assert explorer.picture not in explorer.children
     assert explorer.texts in explorer.children
 

@@ -262,7 +262,10 @@ def test_a_model_alone_offers_what_needs_no_data():
         ({"layer": "x"}, "layer is 'x'; the explorer offers 0.weight"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity is 0.6, but the pattern is 2:4, which is 0.5"),
         ({"sparsity": "60 %"}, "sparsity is '60 %'; want a number"),
-        ({"group": "row", "pattern": "2:4"}, "group is 'row', but a pattern compares weights within its own"),
+        (
+            {"group": "row", "pattern": "2:4"},
+            "group is 'row', but the pattern 2:4 compares weights within groups",
+        ),
         ({"pattern": "1:2"}, "pattern is '1:2'"),
         ({"sparsity": 1.5}, "sparsity is 1.5; the explorer offers 0 to 0.99"),
     ],
@@ -303,7 +306,7 @@ def test_where_nothing_goes_there_is_no_threshold():
 
 
 def test_calibration_of_another_kind_is_told(tiny_opt):
-    with pytest.raises(ValueError, match=r"windows are of torch\.float32; token ids are torch\.int64"):
+    with pytest.raises(ValueError, match=r"windows are of torch\.float32; token ids are whole numbers"):
         MaskExplorer(tiny_opt, calibration=torch.zeros(2, 8))
 
 

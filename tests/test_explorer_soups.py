@@ -114,7 +114,7 @@ def test_cancel_stops_the_retraining_and_a_new_choice_starts_it_again():
         explorer.cancel.click()
         assert explorer.wait(SOON)
         assert words(explorer) == "cancelled; what was finished before is kept"
-        with pytest.raises(ValueError, match="what was asked for last was cancelled"):
+        with pytest.raises(ValueError, match="what was asked for last was stopped"):
             explorer.figure()
         explorer.again.click()
         assert not explorer.cancel.disabled

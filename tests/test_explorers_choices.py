@@ -116,7 +116,7 @@ def test_a_sparsity_beside_a_pattern_is_refused(store, runs):
     explorer.show(0.5, pattern="2:4")
     for sparsity in (0.6, "60 %"):
         with pytest.raises(
-            ValueError, match=f"sparsity is {sparsity!r}, but the pattern is 2:4, which is 0.5; g"
+            ValueError, match=r"sparsity is 0\.6, but the pattern is 2:4, which is 0\.5; give"
         ):
             explorer.show(sparsity)
     assert explorer.wait(SOON)

@@ -37,7 +37,7 @@ def test_what_was_cancelled_has_no_figure(explorer, monkeypatch):
         assert looking.wait(SOON)
         explorer.cancel.click()
         assert explorer.wait(SOON)
-        with pytest.raises(ValueError, match="what was asked for last was cancelled"):
+        with pytest.raises(ValueError, match="what was asked for last was stopped"):
             explorer.figure()
     explorer.again.click()
     assert explorer.wait(SOON)

@@ -137,7 +137,7 @@ def test_texts_that_are_not_whole_are_not_exported():
     assert all(button.disabled for button in explorer.exports.values())
     explorer.cancel.click()
     assert explorer.wait(SOON)
-    with pytest.raises(ValueError, match="what was asked for last was cancelled"):
+    with pytest.raises(ValueError, match="what was asked for last was stopped"):
         explorer.figure()
 
 

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,29 @@ def test_a_model_saved_by_the_user_is_loaded_again(make_model, tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "llama")
     again, _ = load_model(tmp_path / "llama", device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+LOADING_TOGETHER = """
+import threading
+import perpkit as pk
+
+loaded = []
+threads = [threading.Thread(target=lambda: loaded.append(pk.load_model("tiny-opt"))) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+weights = [model.lm_head.weight for model, _ in loaded]
+assert len(loaded) == 6
+assert all((weight == weights[0]).all() for weight in weights)
+"""
+
+
+def test_many_threads_may_load_at_once():
+    # Of its own: what goes wrong in transformers then stays wrong in this process.
+    program = [sys.executable, "-c", LOADING_TOGETHER]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @torch.no_grad()

@@ -107,8 +107,9 @@ def test_the_bar_names_the_row_that_takes_long(store, monkeypatch, capsys):
     grid = pk.Grid(sparsity=[0.3], retrain="biases", steps=2) + pk.Grid(criterion="wanda", pattern="2:4")
     pk.sweep(grid, store=store)
     bar = capsys.readouterr().err
-    assert "0/2" in bar.partition("now: magnitude 30 %, biases, seed 0")[0]
-    assert "1/2" in bar.partition("now: wanda 2:4, seed 0")[0]
+    for place, row in (("0/2", "now: magnitude 30 %, biases, seed 0"), ("1/2", "now: wanda 2:4, seed 0")):
+        assert row in bar
+        assert place in bar.partition(row)[0].rpartition("\r")[2]
     # Nothing is in work any more.
     assert "now: " not in bar.rpartition("2/2")[2]
 

@@ -20,7 +20,7 @@ from ..sources.embedded import EMBEDDED_MODELS, data_folder
 from ..sources.models import DTYPES
 from ..sources.storyworld import ABILITIES
 from .files import digest, language, model_files, task_files, text_files
-from .inputs import RETRAININGS, plain
+from .inputs import RETRAININGS, in_order, plain
 
 # Rows computed under another format are never mixed with these: raise it when a result changes its meaning.
 RESULT_FORMAT = 4
@@ -42,8 +42,9 @@ class Experiment:
     - `unit` is the unit of `reconstruct` ("matrix", "submodule", "block", "window:2"), None without;
       gradients take `unit_steps` at `unit_lr`, a matrix is solved exactly.
     - `retrain` is "none" or a union of parameter subsets and at most one kind of adapter, such as "biases",
-      "mask_lora" or "biases+norms+mask_lora"; adapters have `rank`, `alpha` (None: 2 · rank) and, for
-      scale_lora, `start`. `lr` None takes the recommended rate of the model (`recommended_lr`).
+      "mask_lora" or "biases+norms+mask_lora", kept in this order however it is written; adapters have `rank`,
+      `alpha` (None: 2 · rank) and, for scale_lora, `start`. `lr` None takes the recommended rate of the model
+      (`recommended_lr`).
     - `tasks` are those of `zero_shot` ("storyworld", "papers", "boolq,rte"), None without, read from
       `tasks_dir` or the Hub.
     - `seed` changes the order of the training windows, the adapters' start and random pruning.
@@ -164,11 +165,10 @@ class Experiment:
                 raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
             factors(self.schedule, min(self.steps, 100), 0.1)
         self._check_adapter()
-        # A union is one experiment, however it is written.
-        self._set("retrain", "+".join(sorted({*self.retrain.split("+")}, key=RETRAININGS.index)))
+        self._set("retrain", in_order(self.retrain))
 
     def _check_adapter(self) -> None:
-        kinds = [part for part in self.retrain.split("+") if part in KINDS]
+        kinds = list(dict.fromkeys(part for part in self.retrain.split("+") if part in KINDS))
         if len(kinds) > 1:
             raise ValueError(f"retrain is {self.retrain!r}; one kind of adapter at a time")
         if not kinds:

@@ -42,6 +42,15 @@ _VALID = {
 }
 
 
+def in_order(retrain: str) -> str:
+    """A union of retrainings in the order of `RETRAININGS`, so that it is one, however it is written.
+
+    >>> in_order("norms+biases")
+    'biases+norms'
+    """
+    return "+".join(sorted({*retrain.split("+")}, key=RETRAININGS.index))
+
+
 def plain(name: str, value: object, default: object) -> object:
     """The value of an input as it is kept: the same, whether it came as 1, 1.0, "1" or numpy's.
 

@@ -113,7 +113,7 @@ def sweep(
         if told and on_row is not None:
             on_row(row)
 
-    with Progress(len(rows), len(rows) + len(missing), failed=failed, shown=progress) as bar:
+    with Progress(len(rows), missing.values(), failed=failed, shown=progress) as bar:
         work = _Work(_together(missing), keep)
         if executor is None:
             work.here(bar, asked)

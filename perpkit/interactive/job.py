@@ -45,9 +45,12 @@ SECONDS_TO_STOP = 10.0
 
 def _stop_all() -> None:
     """Stop what runs: torch aborts a process that ends in the middle of its work."""
-    for job in (jobs := list(_JOBS)):
-        job.cancel()
-    end = time.monotonic() + SECONDS_TO_STOP
+    end, jobs = time.monotonic() + SECONDS_TO_STOP, list(_JOBS)
+    for job in jobs:
+        # Whoever holds the lock for ever must not keep the program either.
+        if job.lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            job.cancel()
+            job.lock.release()
     for job in jobs:
         job.wait(max(0.0, end - time.monotonic()))
 

@@ -146,9 +146,9 @@ def _transformers(name: str) -> nn.Module:
     names = (*EMBEDDED_CLASSIFIERS, *TORCHVISION)
     loader = "AutoModelForImageClassification"
     source, local_only = locate(name, names, EXAMPLE, loader, EMBEDDED_VISION)
-    from transformers import AutoModelForImageClassification
-
     with reading(name, source, local_only, EMBEDDED_VISION):
+        from transformers import AutoModelForImageClassification
+
         loaded: Any = AutoModelForImageClassification.from_pretrained(
             source,
             use_safetensors=True,

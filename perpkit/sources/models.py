@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer by embedded name, local folder or Hub id."""
 
 import difflib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from .hub import EMBEDDED, hub_reachable, unreachable
 from .outliers import plant_outliers
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+_READING = threading.RLock()
 
 
 def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device: str | None = None):
@@ -39,10 +41,10 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
     if name in EMBEDDED_CLASSIFIERS:
         raise ValueError(f"{name!r} is a classifier of images; load_classifier({name!r}) loads it")
     source, local_only = locate(name, EMBEDDED_MODELS)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     options = {"local_files_only": local_only, "trust_remote_code": False}
     with reading(name, source, local_only):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -73,11 +75,20 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", device
 def reading(name: str, source: str, local_only: bool, embedded: str = EMBEDDED) -> Iterator[None]:
     """Inside, files are read by transformers, and what goes wrong with them is said in a ValueError.
 
+    One thread at a time: while it loads, transformers changes itself and torch, and two that do so at once
+    leave both changed.
+
     >>> with reading("mine", ".", local_only=True):
     ...     raise OSError("no weights")
     Traceback (most recent call last):
     ValueError: cannot load 'mine': no weights
     """
+    with _READING, _telling(name, source, local_only, embedded):
+        yield
+
+
+@contextmanager
+def _telling(name: str, source: str, local_only: bool, embedded: str) -> Iterator[None]:
     from safetensors import SafetensorError
     from transformers.utils import logging
 

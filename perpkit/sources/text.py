@@ -112,7 +112,7 @@ def check_windows(model: Any, windows: torch.Tensor) -> None:
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
         raise ValueError(f"windows have shape {tuple(windows.shape)}; want [windows, length >= 2]")
     if windows.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"windows are of {windows.dtype}; token ids are torch.int64")
+        raise ValueError(f"windows are of {windows.dtype}; token ids are whole numbers, torch.int64")
     config = model.config.get_text_config()
     vocabulary = config.vocab_size
     lowest, highest = int(windows.min()), int(windows.max())

@@ -23,7 +23,11 @@ DistortionExplorer(steps=3)""",
 ]
 PICTURES, LANGUAGE, TEXTS, ENDLESS, ALIVE = range(5)
 PICTURED = re.compile(r"^filter \d+ of \S+: relative error \S+ pruned → \S+ after retraining \S+$")
-READ = re.compile("^hidden state after the last block: relative error .* after retraining biases\\+norms$")
+PRUNED = "^70 % pruned by magnitude, biases\\+norms retrained for 3 steps;"
+READ = re.compile(
+    "^hidden state after the last block, on 16 test windows: relative error .* after retraining "
+    "biases\\+norms$"
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +63,10 @@ def test_a_picture_a_layer_and_a_filter_are_chosen(notebook):
     cell.locator(".perpkit-subject select").select_option("heart")
     expect(cell.locator(".perpkit-predictions")).to_contain_text(re.compile("dense\\s*heart"))
     cell.locator(".perpkit-layer select").select_option("layer2.0.bn1")
-    explorer.expect(re.compile("^filter 0 of layer2.0.bn1: .* after retraining"))
+    explorer.expect(re.compile("^filter 8 of layer2.0.bn1: .* after retraining"))
     cell.locator(".perpkit-filter .noUi-handle").focus()
     notebook.page.keyboard.press("ArrowRight")
-    explorer.expect(re.compile("^filter 1 of layer2.0.bn1: .* after retraining"))
+    explorer.expect(re.compile("^filter 9 of layer2.0.bn1: .* after retraining"))
     explorer.drag(1)
     explorer.expect(PICTURED)
     expect(explorer.sparsity).to_contain_text("90 %")
@@ -126,23 +130,23 @@ def test_a_prompt_is_typed(notebook):
 def test_a_prompt_is_continued_three_times(notebook):
     cell = notebook.cell(TEXTS)
     explorer, texts = Explorer(cell), cell.locator(".perpkit-texts")
-    explorer.expect("70 % pruned by magnitude, greedy")
+    explorer.expect(re.compile(f"{PRUNED} greedy; perplexities on 160 test windows$"))
     greedy = texts.inner_text()
     expect(texts.locator("td")).to_have_count(3)
     cell.locator(".perpkit-sampling select").select_option("sampled")
-    explorer.expect("70 % pruned by magnitude, temperature 0.8, seed 0")
+    explorer.expect(re.compile(f"{PRUNED} temperature 0.8, seed 0;"))
     assert texts.inner_text() != greedy
     write(cell, "textarea", "On the <i>floor</i> lie")
     expect(texts.locator("td").first).to_contain_text("On the <i>floor</i> lie")
     expect(texts.locator("td")).to_have_count(3)
     cell.locator(".perpkit-seed input").fill("7")
     cell.locator(".perpkit-seed input").blur()
-    explorer.expect("70 % pruned by magnitude, temperature 0.8, seed 7")
+    explorer.expect(re.compile(f"{PRUNED} temperature 0.8, seed 7;"))
     notebook.screenshot("generation_1_texts", TEXTS)
     with notebook.page.expect_download() as download:
         cell.locator("button.perpkit-export-csv").click()
         cell.locator(".perpkit-exported a").click()
-    assert download.value.path().read_text().startswith("version,text,perplexity\n")
+    assert download.value.path().read_text().startswith("version,text,perplexity,model,prompt,")
 
 
 def test_a_long_retraining_is_cancelled(notebook):

@@ -121,7 +121,7 @@ def test_a_wrong_sparsity_is_told_why(answer, said):
         (best_alone, "the best model alone"),
         (
             lambda models, score: greedy_from(range(len(models)), models, score),
-            "want 0, 0.5, 0.5.*begin with the best",
+            "the next to be tried is the next best",
         ),
         (
             lambda models, score: right_greedy(models, score, least=1e-9),

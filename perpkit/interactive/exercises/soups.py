@@ -99,7 +99,7 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
 
     >>> check_greedy(lambda models, score: [1 / len(models)] * len(models))
     ✗ not yet: of models at 5, 1, 3 with the best at 2.25 the weights are 0.33, 0.33, 0.33; want 0, 0.5, \
-0.5. That is the uniform soup, and what the order of the list gives: begin with the best
+0.5. That is the uniform soup, and what the order of the list gives; the next to be tried is the next best
     """
     for places, best in [
         ([5.0, 1.0, 3.0], 2.25),
@@ -128,12 +128,12 @@ def check_greedy(my_greedy: Callable[[list[Tensor], Callable[[Tensor], float]], 
         said = f"{asked} are {shown}; want {', '.join(f'{each:.2g}' for each in want)}"
         if not math.isclose(sum(got), 1, abs_tol=1e-4):
             said += f". They add up to {sum(got):.3g}, not 1"
-        elif len({*scores}) == 1:
+        elif len({*scores}) == 1 and max(got) == 1:
             said += ". A model that leaves the score as it is comes in, too"
-        elif all(math.isclose(each, 1 / len(got)) for each in got):
+        elif all(math.isclose(each, 1 / len(got), abs_tol=1e-4) for each in got):
             said += ". That is the uniform soup"
-            if got == _in_the_order_of_the_list(models, score):
-                said += ", and what the order of the list gives: begin with the best"
+            if math.isclose(min(_in_the_order_of_the_list(models, score)), 1 / len(got)):
+                said += ", and what the order of the list gives; the next to be tried is the next best"
         elif max(got) == 1 and got.index(1) == scores.index(max(scores)):
             said += ". That is the best model alone; whoever is left out, the next one is tried"
         elif got[scores.index(max(scores))] == 0:

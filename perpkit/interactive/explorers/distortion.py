@@ -129,7 +129,8 @@ class DistortionExplorer(Explorer):
         useless = ["prompt"] if pictured else ["subject", "layer", "filter"]
         if given := [self._controls[name].description for name in useless if name in chosen]:
             raise ValueError(f"{now} has no {' and no '.join(given)}; give another model with it")
-        if prompt is not None and isinstance(view := self._view(now), TextView):
+        # Of a model that is still to be loaded the work will say it.
+        if prompt is not None and isinstance(view := self._views.get(now), TextView):
             view.check(chosen["prompt"])
         with self._job.lock:
             self._fit_filters(filters)

@@ -1,8 +1,6 @@
 """What all explorers are: controls over one background job, news, errors in words, a picture, its export."""
 
-import base64
 import functools
-import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +9,13 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..job import Job, Request, Work
-from ..plots.figure import ENDINGS, DataFigure, save_figure
+from ..plots.figure import ENDINGS, DataFigure
+from .exporting import written
 from .lifetime import close_parts, replace_predecessors
 from .offers import offered
 from .words import SPINNER, in_red, trace_of
 
 SECONDS_BETWEEN_NEWS = 0.2
-KINDS = {".pdf": "application/pdf", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
 
 
 def guarded(callback):
@@ -134,15 +132,19 @@ class Explorer(widgets.VBox):
 
         Of what was cancelled it is the picture so far.
 
-        Raises ValueError when what was asked for last has failed, or was cancelled before its first picture.
+        Raises ValueError when what was asked for last has failed, or was stopped before its first picture.
         """
-        self.wait()
-        with self._job.lock:
-            figure = self._current()
-            # Else the picture of what was asked for before would be taken for this one's.
-            if figure is None or self._outstanding or self._failure is not None:
-                raise self._missing()
-            return figure
+        while True:
+            self.wait()
+            with self._job.lock:
+                # Another thread may have asked for more meanwhile.
+                if not all(job.wait(0) for job in self._jobs):
+                    continue
+                figure = self._current()
+                # Else the picture of what was asked for before would be taken for this one's.
+                if figure is None or self._outstanding or self._failure is not None:
+                    raise self._missing()
+                return figure
 
     # --- for subclasses ----------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class Explorer(widgets.VBox):
     def _missing(self) -> ValueError:
         """Why there is no figure."""
         if self._failure is None:
-            return ValueError("what was asked for last was cancelled")
+            return ValueError("what was asked for last was stopped before its first picture")
         error = ValueError(f"this has failed: {self._words(self._failure)}")
         error.__cause__ = self._failure
         return error
@@ -285,17 +287,12 @@ class Explorer(widgets.VBox):
             self._ask(*self._work)
 
     def _on_export(self, ending: str, _) -> None:
-        with self._job.lock:
-            if (figure := self._current()) is None:
-                return
         try:
-            [file] = save_figure(figure, self._folder / self.name, [ending])
+            with self._job.lock:
+                figure = self._current()
+            said = "" if figure is None else written(figure, self._folder / self.name, ending)
         except Exception as error:
-            # The picture and what is said of it are still right.
-            self.error = error
-            self.exported.value = in_red(self._words(error))
-            return
-        # The kernel may run elsewhere: the link has the file in itself.
-        data = base64.b64encode(file.read_bytes()).decode()
-        link = f'<a download="{file.name}" href="data:{KINDS[ending]};base64,{data}">download</a>'
-        self.exported.value = f"written to {html.escape(str(file))} · {link}"
+            # Said beside the buttons: the picture, and what is said of it, are still right.
+            self.error, said = error, in_red(self._words(error))
+        with self._job.lock:
+            self.exported.value = said

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pandas as pd
+
 from ..plots.card import write_caption
 from ..plots.figure import DataFigure
 
@@ -19,3 +21,19 @@ def described(figure: DataFigure, words: str = "", **facts: Any) -> DataFigure:
     new = {name: value for name, value in facts.items() if name not in figure.table}
     figure.table = figure.table.assign(**new)
     return figure
+
+
+def of_versions(versions: pd.Series, sparsity: float, retrain: str, steps: int) -> dict[str, pd.Series]:
+    """What was done to each version, told by how its name begins: "pruned", "retrained", others are dense.
+
+    >>> facts = of_versions(pd.Series(["dense", "pruned 70 %", "retrained"]), 0.7, "biases", 9)
+    >>> pd.DataFrame(facts).values.tolist()
+    [[0.0, 'none', 0], [0.7, 'none', 0], [0.7, 'biases', 9]]
+    """
+    retrained = versions.str.startswith("retrained")
+    pruned = versions.str.startswith("pruned") | retrained
+    return {
+        "sparsity": pruned.map({True: sparsity, False: 0.0}),
+        "retrain": retrained.map({True: retrain, False: "none"}),
+        "steps": retrained.map({True: steps, False: 0}),
+    }

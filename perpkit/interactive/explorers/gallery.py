@@ -81,7 +81,7 @@ class Gallery(widgets.Tab):
         # None when it could not be made: its tab says why, and the others can be opened.
         first = self._made.get(self.titles[0])
         if first is not None and first.wait(SECONDS_FOR_THE_PICTURE):
-            # Nor is there a picture of a point that failed or was cancelled.
+            # Nor is there a picture before the first row.
             with contextlib.suppress(ValueError):
                 bundle["image/png"] = base64.b64encode(first.figure().png(dpi=100)).decode()
         return bundle

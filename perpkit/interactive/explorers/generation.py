@@ -17,7 +17,7 @@ from ...experiments.shared import Cancelled
 from ..job import Pace, Request
 from ..plots.texts import plot_texts
 from .explorer import Explorer, guarded
-from .facts import described
+from .facts import described, of_versions
 from .offers import offered
 from .versions import RETRAININGS, SPARSITIES, text_versions
 from .views import unknown_said
@@ -192,9 +192,9 @@ class GenerationExplorer(Explorer):
             f"{100 * sparsity:g} % pruned by magnitude, {subset} retrained for {versions.steps} steps; "
             f"{how}; perplexities on {len(self._text.test)} test windows"
         )
-        figure = plot_texts(pd.DataFrame(rows), prompt=chosen.prompt)
-        facts = {**dataclasses.asdict(chosen), "steps": versions.steps}
-        described(figure, f"{self._name}, {said}", model=self._name, **facts)
+        figure = plot_texts(pd.DataFrame(rows), prompt=chosen.prompt, words=f"{self._name}, {said}")
+        of = of_versions(figure.table["version"], sparsity, subset, versions.steps)
+        described(figure, model=self._name, **{**dataclasses.asdict(chosen), **of})
         full = "" if chosen.tokens <= self._room(chosen.prompt) else ROOM.format(self._room(chosen.prompt))
         unknown = unknown_said(self._tokenizer, chosen.prompt)
         self._publish(request, f"{html.escape(said)}{full}{unknown}", figure=figure)

@@ -71,7 +71,7 @@ class MaskExplorer(Explorer):
     pruned by magnitude and at random only. The model is not changed.
 
     Raises ValueError for a model that cannot be loaded or has no matrix to prune, and for calibration data
-    that are no tensor.
+    that it cannot read.
 
     >>> explorer = MaskExplorer(background=False)
     >>> explorer.show(0.75, criterion="wanda", other="magnitude")
@@ -90,6 +90,7 @@ class MaskExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        self._name = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str):
             model, some = _loaded(model)
             calibration = some if calibration is None else calibration
@@ -120,10 +121,8 @@ class MaskExplorer(Explorer):
             readout_format=".0%",
             layout=widgets.Layout(width="420px"),
         )
-        controls = {
-            name: getattr(self, name)
-            for name in ("layer", "criterion", "other", "pattern", "group", "sparsity")
-        }
+        shown = ("layer", "criterion", "other", "pattern", "group", "sparsity")
+        controls = {name: getattr(self, name) for name in shown}
         super().__init__(controls, export_folder=export_folder, background=background)
         # Draws in the callback's own thread.
         self._frames = Job(self._work_failed, background=False, lock=self._job.lock)
@@ -153,7 +152,10 @@ class MaskExplorer(Explorer):
         fixed = chosen.get("pattern", self.pattern.value)
         check_sparsity(sparsity, fixed, PATTERNS)
         if group is not None and fixed != UNSTRUCTURED:
-            raise ValueError(f"group is {group!r}, but a pattern compares weights within its own groups")
+            raise ValueError(
+                f"group is {group!r}, but the pattern {fixed} compares weights within groups of its own; "
+                f"give pattern={UNSTRUCTURED!r} with it"
+            )
         self._set(chosen)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -168,7 +170,9 @@ class MaskExplorer(Explorer):
             return None
         view, frame, choice = self._shown
         facts = dataclasses.asdict(choice) | {"sparsity": frame.mask.logical_not().double().mean().item()}
-        return described(view.figure(frame), **facts)
+        if choice.nm is not None:
+            facts["group"] = None
+        return described(view.figure(frame), model=self._name, **facts)
 
     @guarded
     def _on_change(self, _=None) -> None:
@@ -192,7 +196,10 @@ class MaskExplorer(Explorer):
                 self._begin("drawing", work)
             self._frames.submit(work)
         else:
-            self._ask("looking at the layer's inputs", work)
+            with self._job.lock:
+                # No older frame may come after this.
+                self._frames.cancel()
+                self._ask("looking at the layer's inputs", work)
 
     # --- the work ----------------------------------------------------------------------------------
 

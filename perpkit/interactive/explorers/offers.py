@@ -50,6 +50,8 @@ def within(name: str, given: object, low: float, high: float) -> Any:
     if not isinstance(given, Real) or isinstance(given, bool):
         raise ValueError(f"{name} is {given!r}; want a number")
     number = float(given)
+    # 0.99 in single precision is larger than 0.99.
+    number = next((end for end in (low, high) if _is_same(number, end)), number)
     if not low <= number <= high:
         raise ValueError(f"{name} is {given}; the explorer offers {low:g} to {high:g}")
     return type(high)(number)

@@ -115,9 +115,11 @@ class SparsityExplorer(Explorer):
         """
         chosen = self._offered(retrain=retrain, criterion=criterion, pattern=pattern)
         fixed = chosen.get("pattern", self.pattern.value)
+        if isinstance(sparsity, str):
+            sparsity = self._offered(sparsity=sparsity)["sparsity"]
         check_sparsity(sparsity, fixed, self.pattern.options)
-        if fixed == UNSTRUCTURED:
-            # A pattern's own need not be on the slider.
+        # A pattern's own need not be on the slider.
+        with contextlib.nullcontext() if fixed == UNSTRUCTURED else contextlib.suppress(ValueError):
             chosen |= self._offered(sparsity=sparsity)
         self._set(chosen)
 

@@ -22,7 +22,7 @@ from ...sources import shapes
 from ..plots.curves import plot_curves
 from ..plots.features import plot_maps
 from ..plots.figure import DataFigure
-from .facts import described
+from .facts import described, of_versions
 from .versions import Versions, picture_versions, text_versions
 
 BEST = 5
@@ -91,7 +91,9 @@ class PictureView:
         return Seen(
             f"filter {chosen.filter} of {html.escape(chosen.layer)}: relative error {said}",
             side_by_side("the picture is taken for", predictions),
-            _described(plot_maps({"picture": chosen.picture, **titles}), self.versions, chosen, where),
+            _described(
+                plot_maps({"picture": chosen.picture, **titles}), self.versions, models, chosen, where
+            ),
         )
 
 
@@ -130,7 +132,7 @@ class TextView:
             f"{_changes(errors, chosen.retrain)}"
             f"{unknown_said(self._tokenizer, chosen.prompt)}",
             side_by_side(f"after “{chosen.prompt[-40:]}” comes", predictions, quoted=True),
-            _described(figure, self.versions, chosen, {}),
+            _described(figure, self.versions, models, chosen, {}),
         )
 
     def check(self, prompt: str) -> None:
@@ -191,17 +193,19 @@ def side_by_side(title: str, tables: Mapping[str, pd.DataFrame], *, quoted: bool
     return f"<div>{html.escape(title)}</div><table><tr>{''.join(columns)}</tr></table>"
 
 
-def _described(figure: DataFigure, versions: Versions, chosen: Chosen, where: dict) -> DataFigure:
-    words = ", ".join(
-        [
-            chosen.model,
-            *(f"{name} {value}" for name, value in where.items()),
-            f"pruned by magnitude to {100 * chosen.sparsity:g} % of every layer",
-            f"{chosen.retrain} retrained for {versions.steps} steps",
-        ]
-    )
-    facts = {"model": chosen.model, "sparsity": chosen.sparsity, "retrain": chosen.retrain}
-    return described(figure, words, **facts, steps=versions.steps, **where)
+def _described(
+    figure: DataFigure, versions: Versions, models: Models, chosen: Chosen, where: dict
+) -> DataFigure:
+    retrained = f"{chosen.retrain} retrained for {versions.steps} steps" if "retrained" in models else ""
+    said = [
+        chosen.model,
+        *(f"{name} {value}" for name, value in where.items()),
+        f"pruned by magnitude to {100 * chosen.sparsity:g} % of every layer",
+        retrained,
+    ]
+    of = figure.table["version" if "version" in figure.table else "title"].astype(str)
+    facts = of_versions(of, chosen.sparsity, chosen.retrain, versions.steps)
+    return described(figure, ", ".join(filter(None, said)), model=chosen.model, **facts, **where)
 
 
 def _changes(errors: Mapping[str, float], retrained: str) -> str:

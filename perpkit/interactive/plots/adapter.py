@@ -1,5 +1,6 @@
 """A pruned matrix, its adapter and what they come to, above the loss of the training."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .card import CAPTION, KEPT, WIDTH, figure_of, plain, tidy
+from .card import CAPTION, KEPT, LINE, WIDTH, figure_of, plain, tidy
 from .figure import COLOURS, DataFigure
 from .masks import HIGHEST
 
@@ -54,13 +55,13 @@ def plot_adapter(
         corner = values[:CORNER, :CORNER].numpy()
         rows, columns = np.indices(corner.shape).reshape(2, -1)
         tables.append(pd.DataFrame({"part": name, "row": rows, "column": columns, "value": corner.ravel()}))
-    _losses(figure.add_axes((0.075, 0.155, 0.905, 0.27)), losses, steps)
+    _losses(figure.add_axes((0.075, 0.18, 0.905, 0.25)), losses, steps)
     loss = pd.DataFrame({"part": "loss", "step": range(1, len(losses) + 1), "value": list(losses)})
     figure.table = pd.DataFrame([row for table in [*tables, loss] for row in table.to_dict("records")])
     out, width = next(iter(matrices.values())).shape
     seen = f"the first {min(CORNER, out)} rows and {min(CORNER, width)} columns of {out} × {width}; "
     seen += "white: exactly zero; the darker, the larger, each on its own scale"
-    caption = plain("\n".join(filter(None, [seen, words])))
+    caption = plain("\n".join(textwrap.fill(line, LINE) for line in (seen, words) if line))
     figure.text(0.01, 0.01, caption, fontsize=8, color=CAPTION, va="bottom")
     return figure
 

@@ -19,7 +19,7 @@ HATCHES = ["", "///", "...", "\\\\\\", "xxx", "---", "ooo"]
 # What is kept of a mask: never near the white of what is pruned.
 KEPT = LinearSegmentedColormap.from_list("kept", ["#B9D9EE", "#56B4E9", "#0072B2", "#002B4D"])
 CAPTION = "#444444"
-LINE = 118
+LINE = 113
 
 LABELS = {
     "accuracy": "mean accuracy",

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from .card import SCALE, card, check_table, finite_rows, tidy, write_caption
+from .card import SCALE, card, check_table, finite_rows, settle, tidy, write_caption
 from .figure import DataFigure
 
 LEVELS = 14
@@ -67,6 +67,7 @@ def plot_plane(table: pd.DataFrame) -> DataFigure:
             f"{lost} of {len(table)} points are not finite and left white" if lost else "",
         ],
     )
+    settle(figure)
     return figure
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import pandas as pd
 
-from .card import CAPTION, card, check_table, plain, write_caption
+from .card import CAPTION, LINE, card, check_table, plain, write_caption
 from .figure import COLOURS, DataFigure
 
 # So many letters of 8 points stand in the width of a card.
@@ -16,11 +16,11 @@ LINE_HEIGHT = 0.14
 HEAD = 2.7
 
 
-def plot_texts(table: pd.DataFrame, *, prompt: str = "") -> DataFigure:
+def plot_texts(table: pd.DataFrame, *, prompt: str = "", words: str = "") -> DataFigure:
     """Write texts side by side, a column for each row of a table with `version` and `text`.
 
-    A column `perplexity` is written above them. What the font has no picture for is drawn as a box. Texts
-    that are longer than a page are cut, as the caption says; the figure's table has them whole.
+    A column `perplexity` is written above them, `words` below. What the font has no picture for is drawn as a
+    box. Texts that are longer than a page are cut, as the caption says; the figure's table has them whole.
 
     Raises ValueError for an empty table and a missing column.
 
@@ -35,7 +35,9 @@ def plot_texts(table: pd.DataFrame, *, prompt: str = "") -> DataFigure:
     longest = max(map(len, columns))
     begun = _lines(f"prompt: {prompt}", LETTERS - 10) if prompt else []
     lines = min(longest, most)
-    figure = card(table, height=0.55 + LINE_HEIGHT * (HEAD + lines + len(begun)))
+    caption = ["texts that are longer are cut" if longest > most else "", *_lines(words, LINE)]
+    below = len([line for line in caption if line])
+    figure = card(table, height=0.4 + LINE_HEIGHT * (HEAD + lines + len(begun) + below))
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set(xlim=(0, len(table)), ylim=(lines + HEAD, 0))
@@ -47,7 +49,7 @@ def plot_texts(table: pd.DataFrame, *, prompt: str = "") -> DataFigure:
         axes.text(i, HEAD, _drawn("\n".join(column[:most])), va="top", fontsize=8, linespacing=1.3)
     if begun:
         axes.set_title(_drawn("\n".join(begun)), loc="left", fontsize=8.5, style="italic")
-    write_caption(figure, ["texts that are longer are cut" if longest > most else ""])
+    write_caption(figure, caption)
     return figure
 
 
