@@ -3,6 +3,7 @@
 import html
 import re
 
+import numpy as np
 import pytest
 import torch
 from explorer_parts import SOON, words
@@ -135,6 +136,12 @@ def test_an_error_is_told_escaped_and_tried_again(monkeypatch):
     monkeypatch.undo()
     explorer.again.click()
     assert re.match("σ = 1: the function", words(explorer))
+
+
+def test_the_dial_may_come_from_numpy_and_has_each_position_once():
+    explorer = OutlierExplorer(strengths=np.array([2.0, 0.0, 2.0]), seeds=[0, 0], background=False)
+    assert [value for _, value in explorer.strength.options] == [0.0, 2.0]
+    assert len(explorer.figure().table) == 2 * 3
 
 
 def test_what_is_not_offered_is_refused(finished):

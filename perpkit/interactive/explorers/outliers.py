@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel
@@ -69,6 +71,7 @@ class OutlierExplorer(Explorer):
         export_folder: str | Path = "exports",
         background: bool = True,
     ):
+        strengths, seeds = _listed("strengths", strengths), _listed("seeds", seeds)
         _check_dial(strengths, seeds)
         self._name = model
         self._dense, tokenizer = load_model(model)
@@ -194,10 +197,15 @@ class OutlierExplorer(Explorer):
         )
 
 
+def _listed(name: str, given: Any) -> list:
+    """A list of what may also be an array."""
+    values = given.tolist() if isinstance(given, np.ndarray | torch.Tensor) else given
+    if not isinstance(values, Sequence | range) or isinstance(values, str) or not values:
+        raise ValueError(f"{name} is {given!r}; want a list of one or more")
+    return list(values)
+
+
 def _check_dial(strengths: Sequence[float], seeds: Sequence[int]) -> None:
-    for name, given in {"strengths": strengths, "seeds": seeds}.items():
-        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-            raise ValueError(f"{name} is {given!r}; want a list of one or more")
     check_whole(**{f"seed {place}": seed for place, seed in enumerate(seeds)})
     for strength in strengths:
         if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= STRONGEST:
