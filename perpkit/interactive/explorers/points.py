@@ -12,12 +12,14 @@ from matplotlib.patheffects import withStroke
 
 from ..plots.card import figure_of, is_share
 from ..plots.curves import plot_curves
-from ..plots.figure import GREY, DataFigure
+from ..plots.figure import GREY, Backdrop, DataFigure
 from .choices import Choice
 from .offers import UNSTRUCTURED
 
 # The slider's end, so that the curves stay where they are when points are added.
 LAST = 0.9
+# Of what is drawn last, legends included.
+ABOVE = 10
 # Rows of the table in the page; the files have them all.
 MOST_ROWS = 300
 COLUMNS = ["criterion", "pattern", "sparsity", "retrain", "seed", "perplexity", "accuracy"]
@@ -78,12 +80,13 @@ def mark(figure: DataFigure, table: pd.DataFrame, choice: Choice, measures: list
     """Draw a line at the choice into its curves, with its points in figures; returns what was drawn."""
     artists: list[Artist] = []
     for axes, measure in zip(figure.axes, measures, strict=True):
-        artists.append(axes.axvline(choice.sparsity, color=GREY, linewidth=1, zorder=0))
+        artists.append(axes.axvline(choice.sparsity, color=GREY, linewidth=1))
         values = {name: point(table, choice, name)[measure].mean() for name in ("none", choice.retrain)}
         artists += _mark(axes, choice.sparsity, values, measure)
     for artist in artists:
-        # The curves stay where they are, wherever the mark stands.
+        # The curves stay where they are, wherever the mark stands, and below it.
         artist.set_in_layout(False)
+        artist.set_zorder(ABOVE)
     return artists
 
 
@@ -96,8 +99,7 @@ class Pictures:
     def __init__(self, measures: list[str]):
         self._measures = measures
         self._key: object = None
-        self._figure: DataFigure | None = None
-        self._marks: list[Artist] = []
+        self._curves: tuple[DataFigure, Backdrop] | None = None
 
     def png(
         self, key: object, curves: Callable[[], DataFigure], table: pd.DataFrame, choice: Choice
@@ -105,20 +107,18 @@ class Pictures:
         """The PNG file's bytes with the mark at a choice; `curves()` is called when the key is a new one."""
         # Fonts and the like may have been set in between.
         key = key, matplotlib.rcParams.copy()
-        figure = self._figure if key == self._key else None
-        # Forgotten while it is drawn into: whatever ends that, nothing half-done is kept.
-        self._figure, new = None, figure is None
-        if figure is None:
-            figure, self._marks = curves(), []
-        for artist in self._marks:
-            artist.remove()
-        self._marks = mark(figure, table, choice, self._measures)
-        png = figure.png()
-        if new:
-            # Where everything stands is found once: that takes as long as drawing it.
-            figure.set_layout_engine("none")
-        self._key, self._figure = key, figure
-        return png
+        if self._curves is None or key != self._key:
+            # Forgotten first: whatever ends the drawing, nothing half-done is kept.
+            self._curves = None
+            figure = curves()
+            self._key, self._curves = key, (figure, Backdrop(figure))
+        figure, backdrop = self._curves
+        marks = mark(figure, table, choice, self._measures)
+        try:
+            return backdrop.png(marks)
+        finally:
+            for artist in marks:
+                artist.remove()
 
 
 def in_view(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
