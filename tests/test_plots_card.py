@@ -2,20 +2,26 @@
 
 import itertools
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 import perpkit as pk
 from perpkit.interactive.plots.abilities import plot_abilities
+from perpkit.interactive.plots.adapter import plot_adapter
+from perpkit.interactive.plots.beside import plot_beside
 from perpkit.interactive.plots.card import check_table, figure_of, plain
 from perpkit.interactive.plots.features import plot_filters, plot_maps
 from perpkit.interactive.plots.layers import plot_heatmap, plot_layers
+from perpkit.interactive.plots.mask_view import Frame, MaskView
 from perpkit.interactive.plots.masks import plot_mask
 from perpkit.interactive.plots.plane import plot_plane
+from perpkit.interactive.plots.texts import plot_texts
 from perpkit.interactive.plots.tradeoff import plot_tradeoff
 from perpkit.interactive.plots.weights import plot_weights
 
@@ -79,7 +85,7 @@ PLOTS = {
     "filters": lambda: plot_filters(matrix(24 * 16, 9).view(24, 16, 3, 3)),
     "colour filters": lambda: plot_filters(matrix(4 * 3, 25).view(4, 3, 5, 5)),
     "maps": lambda: plot_maps(
-        {"picture": torch.rand(3, 8, 8), **{name: matrix(8, 8) for name in METHODS[:3]}}
+        {"picture": matrix(24, 8).view(3, 8, 8).sigmoid(), **{name: matrix(8, 8) for name in METHODS[:3]}}
     ),
     "abilities": lambda: plot_abilities(abilities()),
     "weights": lambda: plot_weights({"dense": matrix(50, 60), "pruned": matrix(50, 60).relu()}),
@@ -145,6 +151,34 @@ def test_it_carries_the_table_that_it_saves(figure, tmp_path):
 def test_the_same_input_gives_the_same_picture():
     for name in ("tradeoff", "mask"):
         assert PLOTS[name]().png(50) == PLOTS[name]().png(50)
+
+
+def mask_view() -> MaskView:
+    return MaskView(matrix(8, 8), "score", names=("magnitude", "wanda"))
+
+
+FRAME = Frame(matrix(8, 8) > 0, matrix(8, 8) > 1, torch.tensor([0.3]), "half of it")
+WITHOUT_CARD = {
+    "adapter": lambda: plot_adapter({"W": matrix(4, 4)}, [1.0, 0.5], steps=2),
+    "beside": lambda: plot_beside(sweep().query("sparsity == 0.5"), x="trainable_share", y="perplexity"),
+    "mask view": lambda: mask_view().figure(FRAME),
+    "texts": lambda: plot_texts(pd.DataFrame({"version": ["dense"], "text": ["once"]}), prompt="Say"),
+}
+
+
+@pytest.mark.parametrize("plot", (PLOTS | WITHOUT_CARD).values(), ids=PLOTS | WITHOUT_CARD)
+def test_a_dark_style_changes_nothing(plot):
+    # Its white words would stand on white, black curves on black.
+    white = plot().png(50)
+    with style.context("dark_background"):
+        assert plot().png(50) == white
+        assert matplotlib.rcParams["text.color"] == "white"
+
+
+def test_a_dark_style_changes_nothing_of_the_mask_that_is_dragged():
+    white = mask_view().png(FRAME)
+    with style.context("dark_background"):
+        assert mask_view().png(FRAME) == white
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from ..plots.card import figure_of, is_share
 from ..plots.curves import plot_curves
-from ..plots.figure import GREY, Backdrop, DataFigure
+from ..plots.figure import GREY, Backdrop, DataFigure, on_white
 from .choices import Choice
 from .offers import UNSTRUCTURED
 
@@ -76,6 +76,7 @@ def draw_curves(
     return figure
 
 
+@on_white()
 def mark(figure: DataFigure, table: pd.DataFrame, choice: Choice, measures: list[str]) -> list[Artist]:
     """Draw a line at the choice into its curves, with its points in figures; returns what was drawn."""
     artists: list[Artist] = []

@@ -16,9 +16,10 @@ from .card import (
     tidy,
     write_caption,
 )
-from .figure import GREY, DataFigure
+from .figure import GREY, DataFigure, on_white
 
 
+@on_white()
 def plot_abilities(table: pd.DataFrame) -> DataFigure:
     """Draw the accuracy on each `task` as a bar for each `method`, with guessing as a dashed line.
 

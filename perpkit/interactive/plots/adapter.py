@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .card import CAPTION, KEPT, LINE, WIDTH, figure_of, plain, tidy
-from .figure import COLOURS, DataFigure
+from .figure import COLOURS, DataFigure, on_white
 from .masks import HIGHEST
 
 # Rows and columns of the corner that is drawn: single entries can be told apart.
@@ -18,6 +18,7 @@ CORNER = 32
 HEIGHT = 4.6
 
 
+@on_white()
 def plot_adapter(
     matrices: Mapping[str, torch.Tensor], losses: Sequence[float], steps: int, *, words: str = ""
 ) -> DataFigure:

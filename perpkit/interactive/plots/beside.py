@@ -23,7 +23,7 @@ from .card import (
     write_caption,
 )
 from .curves import scale_values
-from .figure import GREY, DataFigure
+from .figure import GREY, DataFigure, on_white
 
 # Of the place of a name on the axis, how much its points take.
 SPREAD = 0.7
@@ -31,6 +31,7 @@ SPREAD = 0.7
 LETTERS = 100
 
 
+@on_white()
 def plot_beside(
     results: pd.DataFrame, *, x: str, y: str, hue: str | None = None, published: pd.DataFrame | None = None
 ) -> DataFigure:

@@ -25,7 +25,7 @@ from .card import (
     words,
     write_caption,
 )
-from .figure import GREY, DataFigure
+from .figure import GREY, DataFigure, on_white
 
 INPUTS = [field.name for field in dataclasses.fields(Experiment) if field.name != "seed"]
 # The columns whose one value is a line, by the column that is drawn.
@@ -36,6 +36,7 @@ REFERENCES = {
 LINES = ("dense model", "best possible")
 
 
+@on_white()
 def plot_curves(
     results: pd.DataFrame,
     *,

@@ -8,7 +8,7 @@ import torch
 from matplotlib.colors import Normalize
 
 from .card import SCALE, WIDTH, card, plain, settle, write_caption
-from .figure import DataFigure
+from .figure import DataFigure, on_white
 
 FILTERS_IN_A_ROW = 8
 MAPS_IN_A_ROW = 5
@@ -16,6 +16,7 @@ MAPS_IN_A_ROW = 5
 CROSSED = 7
 
 
+@on_white()
 def plot_filters(weight: torch.Tensor, *, count: int = 16) -> DataFigure:
     """Draw the first `count` filters of a convolution's weight `[out, in, height, width]` on one scale.
 
@@ -69,6 +70,7 @@ def plot_filters(weight: torch.Tensor, *, count: int = 16) -> DataFigure:
     return figure
 
 
+@on_white()
 def plot_maps(rows: Mapping[str, torch.Tensor]) -> DataFigure:
     """Draw feature maps `[height, width]` on one common scale, and pictures `[3, height, width]` as pictures.
 

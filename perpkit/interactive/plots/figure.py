@@ -1,11 +1,13 @@
 """What all plots share: a figure that carries its table, colours that everybody can tell apart, files."""
 
+import contextlib
 import io
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,6 +30,9 @@ GREY = "#666666"
 ENDINGS = (".pdf", ".svg", ".png", ".csv")
 # Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
 DRAWING = threading.RLock()
+# Every colour was chosen against white, whatever style is in use.
+_COLOURS = {name: value for name, value in matplotlib.rcParamsDefault.items() if "color" in name}
+_COLOURS["axes.prop_cycle"] = matplotlib.rcParamsDefault["axes.prop_cycle"]
 # Drawn finer than it is shown, for projectors and high-resolution screens.
 DPI = 160
 # A tenth larger than with the usual 6, in half the time: explorers send many.
@@ -40,13 +45,31 @@ _WRITTEN: dict[str, dict] = {
 }
 
 
+@contextlib.contextmanager
+def on_white() -> Iterator[None]:
+    """Draw dark on white, also where a style such as dark_background is set; for one thread at a time.
+
+    >>> with matplotlib.rc_context({"text.color": "white"}), on_white():
+    ...     matplotlib.rcParams["text.color"]
+    'black'
+    """
+    with DRAWING:
+        # These alone are put back: rc_context would undo what a cell has set meanwhile.
+        before = {name: matplotlib.rcParams[name] for name in _COLOURS}
+        matplotlib.rcParams.update(_COLOURS)
+        try:
+            yield
+        finally:
+            matplotlib.rcParams.update(before)
+
+
 class DataFigure(Figure):
     """A figure that carries the table it was drawn from as `table` and shows itself in a notebook."""
 
     table: pd.DataFrame
 
     def savefig(self, *args, **kwargs) -> None:
-        with DRAWING:
+        with on_white():
             super().savefig(*args, **kwargs)
 
     def png(self, dpi: float = DPI) -> bytes:
@@ -63,8 +86,6 @@ class DataFigure(Figure):
 class Backdrop:
     """A drawn figure into which a few artists, those above all others, are drawn again and again.
 
-    The figure keeps its layout.
-
     >>> figure = DataFigure()
     >>> axes = figure.subplots()
     >>> backdrop = Backdrop(figure)
@@ -73,21 +94,26 @@ class Backdrop:
     True
     """
 
-    def __init__(self, figure: DataFigure):
-        figure.set_dpi(DPI)
+    def __init__(self, figure: DataFigure, dpi: float = DPI):
+        figure.set_dpi(dpi)
         self._canvas = FigureCanvasAgg(figure)
         with DRAWING:
             self._canvas.draw()
         self._drawn = self._canvas.copy_from_bbox(figure.bbox)
 
-    def png(self, artists: Iterable[Artist]) -> bytes:
-        """The picture with artists of the figure as a PNG file's bytes."""
-        picture = io.BytesIO()
+    def pixels(self, artists: Iterable[Artist]) -> np.ndarray:
+        """The picture with artists of the figure, `[height, width, 4]` in bytes."""
         with DRAWING:
             self._canvas.restore_region(self._drawn)
             for artist in artists:
                 artist.draw(self._canvas.get_renderer())
-            imsave(picture, self._canvas.buffer_rgba(), format="png", dpi=DPI, pil_kwargs=_COMPRESSED)
+            return np.array(self._canvas.buffer_rgba())
+
+    def png(self, artists: Iterable[Artist]) -> bytes:
+        """The same as a PNG file's bytes, those of the figure's own."""
+        picture = io.BytesIO()
+        dpi = self._canvas.figure.dpi
+        imsave(picture, self.pixels(artists), format="png", dpi=dpi, pil_kwargs=_COMPRESSED)
         return picture.getvalue()
 
 

@@ -26,7 +26,7 @@ from .card import (
     words,
     write_caption,
 )
-from .figure import COLOURS, GREY, DataFigure
+from .figure import COLOURS, GREY, DataFigure, on_white
 
 # So many bars or names fit below each other on one card.
 MOST_NAMES = 60
@@ -39,6 +39,7 @@ WIDE = 100
 WHOLE = "(itself)"
 
 
+@on_white()
 def plot_layers(table: pd.DataFrame, *, y: str = "sparsity", hue: str | None = None) -> DataFigure:
     """Draw a bar for each layer, or one for each value of `hue`, from a table with `layer`, `y` and `hue`.
 
@@ -97,6 +98,7 @@ def plot_layers(table: pd.DataFrame, *, y: str = "sparsity", hue: str | None = N
     return figure
 
 
+@on_white()
 def plot_heatmap(
     table: pd.DataFrame, *, x: str = "kind", y: str = "block", value: str = "sparsity"
 ) -> DataFigure:

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.lines import Line2D
 from PIL import Image
 from torch.nn import functional as F
 
 from .card import CAPTION, KEPT, WIDTH, plain
-from .figure import COLOURS, DRAWING, GREY, DataFigure
+from .figure import COLOURS, DRAWING, GREY, Backdrop, DataFigure, on_white
 from .masks import CORNER_GROUPS, CORNER_ROWS, FINEST, FLATTEST, HIGHEST, STEEPEST
 
 DPI = 120
@@ -53,6 +52,7 @@ class MaskView:
     (b'\\x89PNG', 64)
     """
 
+    @on_white()
     def __init__(
         self, scores: torch.Tensor, label: str, *, m: int | None = None, names: tuple[str, str] | None = None
     ):
@@ -68,25 +68,18 @@ class MaskView:
         self._near = self._coloured(self._corner(self._scores))
         place = np.nan_to_num(self._scores.numpy() / self._highest, nan=0.0, posinf=1.0).clip(0, 1)
         self._bins = np.minimum((place * BINS).astype(np.int64), BINS - 1)
-        self._canvas = FigureCanvasAgg(DataFigure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white"))
-        self._drawing = _Drawing(self._canvas.figure, self)  # type: ignore[arg-type]
-        self._background: object = None
+        figure = DataFigure(figsize=(WIDTH, HEIGHT), facecolor="white")
+        self._drawing = _Drawing(figure, self)
+        self._backdrop = Backdrop(figure, DPI)
 
     def png(self, frame: Frame) -> bytes:
         """The picture of a frame as a PNG file's bytes."""
         with DRAWING:
             self._drawing.update(self, frame)
-            if self._background is None:
-                self._canvas.draw()
-                self._background = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
-            self._canvas.restore_region(self._background)
-            for artist in self._drawing.moving:
-                artist.axes.draw_artist(artist) if artist.axes else self._canvas.figure.draw_artist(artist)
-            pixels = self._canvas.buffer_rgba()
-            size = self._canvas.get_width_height()
-            image = Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1).convert("RGB")
-        return _png(image)
+            pixels = self._backdrop.pixels(self._drawing.moving)
+        return _png(Image.fromarray(pixels[..., :3]))
 
+    @on_white()
     def figure(self, frame: Frame) -> DataFigure:
         """The same picture as a figure of its own, its table a row for each entry, or cell, of the matrix."""
         figure = DataFigure(figsize=(WIDTH, HEIGHT), facecolor="white")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...pruning.selection import checked_pattern
 from .card import KEPT, card, figure_of, plain, write_caption
-from .figure import COLOURS, DataFigure
+from .figure import COLOURS, DataFigure, on_white
 
 Weighted = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -29,6 +29,7 @@ FLATTEST, STEEPEST = 0.5, 2.0
 WHOLE, CORNER = "whole", "corner"
 
 
+@on_white()
 def plot_mask(
     weight: torch.Tensor | Mapping[str, Weighted],
     mask: torch.Tensor | None = None,

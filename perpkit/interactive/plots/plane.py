@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from .card import SCALE, card, check_table, finite_rows, settle, tidy, write_caption
-from .figure import DataFigure
+from .figure import DataFigure, on_white
 
 LEVELS = 14
 # Where the highest loss lies so much farther from the lowest than the middle one does, contours are denser
@@ -14,6 +14,7 @@ LEVELS = 14
 STEEP = 4
 
 
+@on_white()
 def plot_plane(table: pd.DataFrame) -> DataFigure:
     """Draw what `plane` returns: contours of the loss, and the three models A, B, C with their mean.
 

@@ -6,7 +6,7 @@ from functools import cache
 import pandas as pd
 
 from .card import CAPTION, LINE, card, check_table, plain, write_caption
-from .figure import COLOURS, DataFigure
+from .figure import COLOURS, DataFigure, on_white
 
 # So many letters of 8 points stand in the width of a card.
 LETTERS = 104
@@ -16,6 +16,7 @@ LINE_HEIGHT = 0.14
 HEAD = 2.7
 
 
+@on_white()
 def plot_texts(table: pd.DataFrame, *, prompt: str = "", words: str = "") -> DataFigure:
     """Write texts side by side, a column for each row of a table with `version` and `text`.
 

@@ -21,13 +21,14 @@ from .card import (
     write_caption,
 )
 from .curves import INPUTS, draw_legend, draw_references, label_of, scale_values
-from .figure import DataFigure
+from .figure import DataFigure, on_white
 
 # Costs that span more than this factor stand on a logarithmic axis.
 WIDE = 20
 SMALLEST, LARGEST = 5.0, 11.0
 
 
+@on_white()
 def plot_tradeoff(
     results: pd.DataFrame, *, x: str = "trainable_share", y: str = "perplexity", hue: str = "retrain"
 ) -> DataFigure:

@@ -7,13 +7,14 @@ import pandas as pd
 import torch
 
 from .card import card, marks, plain, tidy, write_caption
-from .figure import DataFigure
+from .figure import DataFigure, on_white
 
 BINS = 101
 # So many standard deviations away, a weight is an outlier and the counts need a logarithmic axis.
 FAR = 10
 
 
+@on_white()
 def plot_weights(weights: Mapping[str, torch.Tensor]) -> DataFigure:
     """Draw how often each size of weight occurs, one line for each tensor, in common bins.
 
