@@ -1,6 +1,7 @@
 """The recipes of the papers' figures: what they compute, and what stands beside."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from perpkit.experiments.paper.recipes import RECIPES, recipe, recipes, work
 from perpkit.experiments.paper.scales import SCALES, Scale, Vision, scale_of
 from perpkit.experiments.paper.tables import table
 from perpkit.experiments.paper.vision import plans, shares
+from perpkit.experiments.run import NotLoaded
 
 PAPER = SCALES["paper"]
 
@@ -251,6 +253,45 @@ def test_jobs_are_kept_and_a_failed_one_does_not_stop_the_others(tmp_path):
     seconds = found[jobs[0].key()]["seconds"]
     again = run_jobs(jobs, store, progress=False, retry_failed=True)
     assert again[jobs[0].key()]["seconds"] == seconds, "computed twice"
+
+
+def missing(path: str) -> list[dict]:
+    if not Path(path).exists():
+        raise NotLoaded(f"{path} is not there")
+    return [{"there": True}]
+
+
+def test_a_job_whose_inputs_cannot_be_loaded_is_tried_again(tmp_path):
+    store, file = pk.Store(tmp_path / "jobs.sqlite"), tmp_path / "model"
+    job = Job(missing, {"path": str(file)})
+    assert run_jobs([job], store, progress=False)[job.key()]["error"] == f"{file} is not there"
+    file.touch()
+    assert run_jobs([job], store, progress=False)[job.key()]["rows"] == [{"there": True}]
+
+
+@pytest.mark.parametrize("job", ["reconstruction", "figure-1"])
+def test_sources_that_are_not_there_are_no_result(job, tmp_path):
+    scale = dataclasses.replace(
+        SCALES["embedded"],
+        models=(str(tmp_path),),
+        vision=dataclasses.replace(TINY, classifier=str(tmp_path / "none.pt")),
+    )
+    done = attempt(recipe(job).all_jobs(scale)[0])
+    assert done["error"]
+    assert not done["loaded"]
+
+
+def test_a_jobs_key_knows_the_files_that_it_reads(tmp_path):
+    text, tasks = tmp_path / "text.txt", tmp_path / "tasks"
+    tasks.mkdir()
+    text.write_text("one")
+    scale = dataclasses.replace(SCALES["embedded"], text=str(text), tasks_dir=str(tasks))
+    keys = [recipe("reconstruction").all_jobs(scale)[0].key()]
+    text.write_text("another")
+    keys.append(recipe("reconstruction").all_jobs(scale)[0].key())
+    (tasks / "boolq.jsonl").write_text("{}")
+    keys.append(recipe("reconstruction").all_jobs(scale)[0].key())
+    assert len({*keys}) == 3
 
 
 def test_a_key_tells_settings_apart_and_not_their_order():

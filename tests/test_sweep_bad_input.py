@@ -44,7 +44,9 @@ def test_what_cannot_be_called_is_refused_before_the_first_row(options, tmp_path
 def test_a_text_that_is_not_there_is_refused_before_the_first_row(text, tmp_path, ran):
     grid = pk.Grid(text=["storyworld", text], sparsity=[0.1, 0.2])
     near = r"; did you mean 'storyworld'\?" if text == "storyword" else r"\."
-    words = rf"^unknown text '{re.escape(text)}'{near} Valid: storyworld, wikitext2, c4, a file$"
+    words = (
+        rf"^unknown text '{re.escape(text)}'{near} Valid: storyworld, wikitext2, c4, c4-wikitext2, a file$"
+    )
     with pytest.raises(ValueError, match=words):
         pk.sweep(grid, store=tmp_path / "results.sqlite", progress=False)
     assert ran == []

@@ -262,6 +262,26 @@ def test_mappings_need_train_and_test_and_nothing_unknown(tokenizer, file):
 # --- texts of the Hub, without a Hub --------------------------------------------------------------
 
 
+def test_the_papers_train_on_one_text_and_test_on_another(tokenizer, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, split, **recipe):
+        asked.append((path, split))
+        return {"text": LINES * 100 if path == "allenai/c4" else LINES[::-1]}
+
+    monkeypatch.setattr(module, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    text = load_text("c4-wikitext2", tokenizer, length=4)
+    assert asked == [("allenai/c4", "train"), ("Salesforce/wikitext", "test")]
+    assert text.train.tolist() == cut(tokenizer, LINES * 100, 4)[:4096]
+    assert len(text.calibration) == 128
+    # Of WikiText-2 the whole test split, of C4 none of the test split.
+    assert text.test.tolist() == cut(tokenizer, LINES[::-1], 4)
+    assert text.protocol.startswith("c4-wikitext2, test split, ")
+
+
 @pytest.mark.parametrize("name", ["wikitext2", "c4"])
 def test_hub_texts_are_loaded_by_their_recipe(tokenizer, monkeypatch, name):
     import datasets

@@ -13,7 +13,7 @@ from .tables import print_json
 # What the flags say; the fields' names and defaults are those of `Experiment`.
 MEANINGS = {
     "model": "Embedded name, local folder or Hub id.",
-    "text": "storyworld, wikitext2, c4 or a local file.",
+    "text": "storyworld, wikitext2, c4, c4-wikitext2 or a local file.",
     "dtype": "Type of the weights: float32, bfloat16, float16, float64.",
     "length": "Tokens of a window; none: the model's context.",
     "criterion": "Which weights go: magnitude, random, wanda, ria, sparsegpt, sparsefw.",

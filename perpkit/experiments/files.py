@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..sources import grammar, storyworld, world
 from ..sources.embedded import EMBEDDED_MODELS, data_folder
-from .inputs import TEXTS
+from ..sources.text import TEXTS
 
 # What defines the embedded language. Its code, not a sample of it: some choices show only after thousands
 # of stories.
@@ -78,9 +78,9 @@ def text_files(text: str) -> list[Path]:
 def check_text(text: str) -> None:
     """Raise ValueError for a text that is neither known by name nor a file that is there.
 
-    >>> check_text("storyword")
+    >>> check_text("storyword")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: unknown text 'storyword'; did you mean 'storyworld'? Valid: storyworld, wikitext2, c4, a file
+    ValueError: unknown text 'storyword'; did you mean 'storyworld'? Valid: storyworld, ..., a file
     """
     if text not in TEXTS and not Path(text).expanduser().is_file():
         near = difflib.get_close_matches(text, TEXTS, n=1)

@@ -8,10 +8,9 @@ from ..retraining.adapters.modules import KINDS, STARTS
 from ..retraining.subsets import ALL_SUBSETS
 from ..sources.embedded import EMBEDDED_MODELS
 from ..sources.models import DTYPES
-from ..sources.text import HUB_TEXTS
+from ..sources.text import TEXTS
 
 RETRAININGS = ("none", *dict.fromkeys((*ALL_SUBSETS, *KINDS)))
-TEXTS = ("storyworld", *HUB_TEXTS)
 
 _TYPES = {
     "sparsity": float,

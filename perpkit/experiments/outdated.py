@@ -4,9 +4,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from ..sources.text import TEXTS
 from .experiment import RESULT_FORMAT, Experiment
 from .files import model_files, text_files
-from .inputs import TEXTS
 
 # Why a row is outdated that may be good elsewhere.
 NOT_HERE = "files not here"

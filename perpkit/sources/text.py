@@ -26,6 +26,9 @@ HUB_TEXTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+# Trained and calibrated on the one, tested on the other: the papers' protocol.
+PAIRS = {"c4-wikitext2": {"train": "c4", "test": "wikitext2"}}
+TEXTS = ("storyworld", *HUB_TEXTS, *PAIRS)
 LONGEST_DEFAULT = 2048
 # Of what is a part of the web, as many windows as anybody retrains, calibrates and tests with.
 C4_WINDOWS = {"train": 4096, "calibration": 128, "test": 256}
@@ -64,9 +67,10 @@ def load_text(
     """Load a text and cut it into windows of `length` tokens for train, calibration and test.
 
     `source` is `"storyworld"` (unlimited, its test split always the same stories of seed 0), `"wikitext2"`
-    or `"c4"` from the Hub, a local file (`.jsonl` with a field `text` in each line, else plain text with one
-    document a line), or a mapping from split to file. A single file is cut into 80 % train, 10 % calibration
-    and 10 % test, in that order; a missing calibration split is the last tenth of the training documents.
+    or `"c4"` from the Hub, `"c4-wikitext2"` (as in the papers: training and calibration of C4, test of
+    WikiText-2), a local file (`.jsonl` with a field `text` in each line, else plain text with one document a
+    line), or a mapping from split to file. A single file is cut into 80 % train, 10 % calibration and 10 %
+    test, in that order; a missing calibration split is the last tenth of the training documents.
     The documents of a split are joined by two newlines, tokenised once and cut without overlap; the rest
     is dropped. `length` is the tokenizer's context length unless told, at most 2048. `windows` caps the
     number of windows by split (of c4 at most 4096, 128 and 256 unless told). `seed` chooses the training and
@@ -91,8 +95,8 @@ def load_text(
     if source == "storyworld":
         return _storyworld(tokenizer, length, caps, seed)
     name, documents = _documents(source)
-    if name == "c4":
-        caps = C4_WINDOWS | caps
+    if str(source) in TEXTS:
+        caps = {split: C4_WINDOWS[split] for split in SPLITS if _of_hub(name, split) == "c4"} | caps
     found = {}
     for split in SPLITS:
         found[split] = _cut(tokenizer, documents[split], length, caps.get(split))
@@ -160,7 +164,7 @@ def _documents(source: str | Path | Mapping) -> tuple[str, dict[str, list[str]]]
             raise ValueError(f"the mapping of files has no {min(missing)!r} split")
         documents = {split: _read(Path(path).expanduser()) for split, path in source.items()}
         name = " / ".join(Path(path).name for path in source.values())
-    elif str(source) in HUB_TEXTS:
+    elif str(source) in TEXTS:
         name, documents = str(source), _from_hub(str(source))
     elif Path(source).expanduser().is_file():
         rows = _read(Path(source).expanduser())
@@ -168,11 +172,10 @@ def _documents(source: str | Path | Mapping) -> tuple[str, dict[str, list[str]]]
         first, second = int(0.8 * len(rows)), int(0.9 * len(rows))
         return name, {"train": rows[:first], "calibration": rows[first:second], "test": rows[second:]}
     else:
-        valid = ("storyworld", *HUB_TEXTS)
-        near = difflib.get_close_matches(str(source), valid, n=1)
+        near = difflib.get_close_matches(str(source), TEXTS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"unknown text {str(source)!r}{hint} A text is {', '.join(map(repr, valid))}, the path of an "
+            f"unknown text {str(source)!r}{hint} A text is {', '.join(map(repr, TEXTS))}, the path of an "
             "existing file, or a mapping from split to file"
         )
     if "calibration" not in documents:
@@ -210,9 +213,17 @@ def _from_hub(name: str) -> dict[str, list[str]]:
     """The documents of a text from the Hub; the cache is enough when the Hub cannot be reached."""
     import datasets
 
-    with reading_dataset(f"the text {name!r}", hub_reachable()):
-        splits = {split: datasets.load_dataset(**HUB_TEXTS[name], split=split) for split in ("train", "test")}
-        return {split: list(rows["text"]) for split, rows in splits.items()}
+    reachable, found = hub_reachable(), {}
+    for split in ("train", "test"):
+        text = _of_hub(name, split)
+        with reading_dataset(f"the text {text!r}", reachable):
+            found[split] = list(datasets.load_dataset(**HUB_TEXTS[text], split=split)["text"])
+    return found
+
+
+def _of_hub(name: str, split: str) -> str:
+    """The text of the Hub that a split is of; calibration is a part of what is trained on."""
+    return PAIRS.get(name, {}).get("train" if split == "calibration" else split, name)
 
 
 STORYWORLD_WINDOWS = {"train": 4096, "calibration": 128, "test": 160}

@@ -6,7 +6,7 @@ import pandas as pd
 
 from ..experiment import Experiment
 from .jobs import Job
-from .language import ALONE, DENSE, LORA, PERP, RATES, WIKITEXT, experiment, subsets, with_dense
+from .language import ALONE, DENSE, LORA, PERP, RATES, TEXT, experiment, subsets, with_dense
 from .recipe import POINTS, Recipe
 from .reconstruction import reconstructed
 from .scales import Scale
@@ -71,7 +71,7 @@ TABLE_2 = Recipe(
     models=BIG,
     base={"method": "dense", "pattern": "dense"},
     drawn=POINTS,
-    differs=(LORA, RATES, WIKITEXT),
+    differs=(LORA, RATES, TEXT),
 )
 
 
@@ -102,6 +102,7 @@ ZERO_SHOT = Recipe(
         "The papers ask seven sets of questions. The embedded model is asked two of story world's, where "
         "guessing is right more or less often than in the papers' sets.",
         RATES,
+        TEXT,
     ),
 )
 
@@ -151,7 +152,12 @@ RECONSTRUCTION = Recipe(
     base_name="without reconstruction",
     difference=True,
     drawn=POINTS,
-    differs=("The unit here is the attention or the MLP part of a block; the talk does not name its own.",),
+    differs=(
+        "The talk reconstructs one matrix after the other. Here the unit is the attention or the MLP part of "
+        "a block, and its target what that part gives in the dense model.",
+        "Steps and rate are ours: the talk does not say its own.",
+        TEXT,
+    ),
 )
 
 

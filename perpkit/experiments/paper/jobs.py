@@ -1,5 +1,6 @@
 """Work of a figure that is no row of a sweep: image classifiers, soups, reconstruction by adapters."""
 
+import gc
 import hashlib
 import json
 import time
@@ -16,7 +17,8 @@ from tqdm.auto import tqdm
 from ...evaluation.cost import Cost, device_name
 from ...sources.models import best_device
 from ..experiment import RESULT_FORMAT
-from ..files import digest, model_files
+from ..files import digest, language, model_files, task_files, text_files
+from ..run import NotLoaded
 from ..shared import Cancelled
 from ..store import Store
 
@@ -42,11 +44,13 @@ class Job:
         return self.function.__name__
 
     def key(self) -> str:
-        """A digest of the function's name, the settings, local files that they name, and the formats."""
+        """A digest of the function's name, the settings, what they are read from, and the formats."""
         named = [Path(str(self.settings[name])) for name in ("classifier", "images") if name in self.settings]
         files = [digest(_inside(path)) for path in named]
         if "model" in self.settings:
-            files.append(digest(model_files(self.settings["model"])))
+            read = model_files(self.settings["model"]), text_files(self.settings["text"])
+            files += [digest(each) for each in (*read, task_files(self.settings["tasks_dir"]))]
+            files.append(language())
         inputs = [self.name, self.settings, files, RESULT_FORMAT, JOB_FORMAT]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -81,7 +85,8 @@ def run_jobs(
     """Run the jobs that are not in the store, on an executor or here; what is in it of each, by key.
 
     Each is stored as soon as it is finished: `rows`, `seconds`, `peak_memory`, `device` and `error`, None
-    when it is well. A job that fails is stored with its error, and the others go on.
+    when it is well. A job that fails is stored with its error, and the others go on; one whose model,
+    pictures or tasks cannot be loaded is not stored, and tried again the next time.
     """
     wanted = distinct(jobs)
     found = store.get(wanted)
@@ -94,7 +99,8 @@ def run_jobs(
     with tqdm(total=total, initial=done, unit="job", disable=not progress or not missing) as bar:
 
         def keep(key: str, row: dict) -> None:
-            store.put(key, row)
+            if row.pop("loaded"):
+                store.put(key, row)
             found[key] = row
             bar.update()
 
@@ -118,14 +124,20 @@ def run_jobs(
 def attempt(job: Job) -> dict:
     """Run a job: its row in the store, with the error instead of rows when it fails."""
     device = torch.device(best_device())
-    row: dict[str, Any] = {"function": job.name, "settings": dict(job.settings), "rows": []}
+    row: dict[str, Any] = {"function": job.name, "settings": dict(job.settings), "rows": [], "loaded": True}
     started = time.perf_counter()
     with Cost(device) as cost:
         try:
             row |= {"rows": job.function(**job.settings), "error": None}
-        except (Cancelled, MemoryError):
+        except Cancelled:
             raise
+        except NotLoaded as error:
+            row |= {"error": str(error), "loaded": False}
         except Exception as error:
             row |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    # The next may need all of the memory.
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
     spent = {"seconds": time.perf_counter() - started, "peak_memory": cost.peak_memory}
     return {**row, **spent, "device": device_name(device), "steps": job.steps}

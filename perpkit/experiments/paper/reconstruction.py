@@ -10,14 +10,18 @@ from ...pruning.prune import CALIBRATED, prune
 from ...retraining.layerwise.reconstruct import reconstruct
 from ...sources.models import load_model
 from ...sources.text import Text, load_text
+from ..run import NotLoaded
 
 UNIT = "submodule"
 
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, text: str, dtype: str) -> tuple[Any, Any, Text]:
-    dense, tokenizer = load_model(model, dtype=dtype)
-    return dense, tokenizer, load_text(text, tokenizer)
+    try:
+        dense, tokenizer = load_model(model, dtype=dtype)
+        return dense, tokenizer, load_text(text, tokenizer)
+    except ValueError as error:
+        raise NotLoaded(str(error)) from error
 
 
 def reconstructed(

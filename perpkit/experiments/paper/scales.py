@@ -78,7 +78,7 @@ class Scale:
 
 
 _LARGE: dict[str, Any] = {
-    "text": "wikitext2",
+    "text": "c4-wikitext2",
     "tasks": "papers",
     "sparsities": (0.3, 0.4, 0.5, 0.6, 0.7),
     "asked_sparsities": (0.3, 0.4, 0.5, 0.6, 0.7),

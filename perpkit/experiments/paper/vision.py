@@ -22,6 +22,7 @@ from ...retraining.subsets import head_of, trainable_share
 from ...sources.augment import crop_and_flip
 from ...sources.classifiers import load_classifier
 from ...sources.images import Images, load_images
+from ..run import NotLoaded
 from .scales import SGD
 
 # PERP v1, section 3.1; PERP has linear probing's parameters, and adapters on all layers but the head.
@@ -39,8 +40,11 @@ TRAINING: dict[str, Any] = {**SGD, "augment": crop_and_flip, "progress": False}
 
 @lru_cache(maxsize=2)
 def _loaded(classifier: str, images: str, counts: tuple | None) -> tuple[nn.Module, Images]:
-    found = load_images(images, counts=dict(counts) if counts else None, progress=False)
-    return load_classifier(classifier), found
+    try:
+        found = load_images(images, counts=dict(counts) if counts else None, progress=False)
+        return load_classifier(classifier), found
+    except ValueError as error:
+        raise NotLoaded(str(error)) from error
 
 
 def _sources(classifier: str, images: str, counts: Mapping[str, int] | None) -> tuple[nn.Module, Images]:
