@@ -13,33 +13,18 @@ import time
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
+from paper_parts import TINY, figures
 
 import perpkit as pk
-from perpkit import cli
 from perpkit.experiments.paper import scales
 from perpkit.experiments.paper.cost import job_seconds, least_memory
-from perpkit.experiments.paper.jobs import Job, job_store
+from perpkit.experiments.paper.jobs import Job
 from perpkit.experiments.paper.recipes import RECIPES, recipe, recipes
 from perpkit.experiments.paper.reproduce import reproduce
-from perpkit.experiments.paper.scales import SCALES, Scale, Vision
+from perpkit.experiments.paper.scales import SCALES
 from perpkit.interactive.paper import PaperFigure, draw
 from perpkit.interactive.plots.beside import plot_beside
 
-TINY = Scale(
-    "tiny",
-    sparsities=(0.5, 0.7),
-    asked_sparsities=(0.7,),
-    tasks="facts",
-    seeds=(0, 1),
-    steps=3,
-    iterations=(1,),
-    batch=2,
-    unit_steps=1,
-    vision=Vision(
-        counts={"train": 64, "validation": 20, "test": 20}, batch=16, epoch=1, sparsities=(0.7, 0.9)
-    ),
-)
 QUICK = ("table-1", "throughput", "trainable-share")
 
 
@@ -52,12 +37,6 @@ def tiny(monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "results.sqlite"
-
-
-def figures(store, *arguments):
-    out = store.parent / "out"
-    common = ("figures", "--scale", "quick", "--store", store, "--out", out, "--workers", "1")
-    return CliRunner().invoke(cli.main, list(map(str, [*common, *arguments])))
 
 
 # --- computing ----------------------------------------------------------------------------------------
@@ -145,21 +124,6 @@ def test_the_report_has_ours_the_published_and_the_difference_in_every_row(store
     page = (store.parent / "out" / "report.html").read_text()
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
     assert ["norms", "0.212 %", "0.21 %", "+0.00 points"] in rows
-
-
-def test_a_dry_run_counts_and_computes_nothing(store):
-    done = figures(store, "--only", "table-1,trainable-share", "--dry-run")
-    assert done.exit_code == 0, done.output
-    assert "table-1              22 rows and jobs, 0 of them in the store" in done.stdout
-    assert "together 23 rows: 0 finished, 23 left, about " in done.stdout
-    assert "memory: tiny-opt takes " in done.stdout
-    assert not store.exists()
-    assert not job_store(store).exists()
-    assert not (store.parent / "out").exists()
-    figures(store, "--only", "throughput")
-    done = figures(store, "--only", "table-1", "--dry-run")
-    assert "22 rows and jobs, 6 of them in the store" in done.stdout
-    assert "finished rows took up to" in done.stdout
 
 
 @pytest.mark.parametrize(

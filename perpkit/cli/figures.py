@@ -1,7 +1,9 @@
 """`perpkit figures`: the tables and figures of the papers, with the published numbers beside."""
 
+import math
 import sys
 import time
+from collections.abc import Container
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,7 @@ from .workers import cores, cuda_devices, worker_processes
 
 if TYPE_CHECKING:
     from ..experiments.paper.recipe import Recipe
+    from ..experiments.paper.reproduce import Reproduced
     from ..experiments.paper.scales import Scale
     from ..interactive.paper import PaperFigure
 
@@ -49,6 +52,12 @@ def figures(
     images: Annotated[
         str | None, typer.Option(help="Its pictures: shapes, cifar10 or a folder.", show_default=False)
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of language models in place of the scale's own, such as bfloat16.", show_default=False
+        ),
+    ] = None,
     store: StoreOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the figures and the report.")] = Path("out/figures"),
     workers: Annotated[
@@ -60,6 +69,9 @@ def figures(
         ),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed rows again.")] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Compute nothing: draw what the store has, also half of it.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what is left, about how long it takes and its memory.")
     ] = False,
@@ -74,12 +86,21 @@ def figures(
         from ..experiments.paper.scales import scale_of
 
         chosen = recipes(split("only", only) if only else None)
-        sized = scale_of(scale, text=text, tasks_dir=tasks_dir, classifier=classifier, images=images)
+        sized = scale_of(
+            scale, text=text, tasks_dir=tasks_dir, classifier=classifier, images=images, dtype=dtype
+        )
         count = workers or len(cuda_devices()) or min(2, len(cores()))
         if dry_run:
             _estimate(chosen, sized, store, count)
             return
         _writable(out)
+        if stored:
+            from ..experiments.paper.jobs import job_store
+            from ..experiments.paper.reproduce import stored as reproduced
+
+            with looked_at(store) as rows, looked_at(job_store(store_path(store))) as jobs:
+                _draw(reproduced(chosen, sized, rows, jobs), chosen, sized, out)
+            return
         _compute(chosen, sized, store, count, retry_failed, out)
 
 
@@ -95,9 +116,6 @@ def _compute(
     chosen: list["Recipe"], scale: "Scale", path: Path | None, count: int, retry_failed: bool, out: Path
 ) -> None:
     from ..experiments.paper.reproduce import reproduce
-    from ..interactive.paper import figures_of
-    from ..interactive.plots.figure import save_figure
-    from .report import report
 
     started = time.perf_counter()
     threads = max(1, len(cores()) // count)
@@ -108,6 +126,17 @@ def _compute(
         worker_processes(count, threads=threads, devices=cuda_devices()) as executor,
     ):
         computed = reproduce(chosen, scale, store=path, executor=executor, retry_failed=retry_failed)
+    _draw(computed, chosen, scale, out)
+    typer.echo(f"({time.perf_counter() - started:.0f} s)")
+    if any(each.errors for each in computed):
+        raise typer.Exit(SOME_FAILED)
+
+
+def _draw(computed: list["Reproduced"], chosen: list["Recipe"], scale: "Scale", out: Path) -> None:
+    from ..interactive.paper import figures_of
+    from ..interactive.plots.figure import save_figure
+    from .report import report
+
     drawn = figures_of(computed)
     files = {}
     for each in drawn:
@@ -121,12 +150,8 @@ def _compute(
         raise ValueError(f"cannot write {str(page)!r}: {error}") from error
     _show(drawn, left_out, scale)
     typer.echo(f"\n{len(files)} figures as PDF, SVG, PNG and CSV, and the report: {page}")
-    typer.echo(f"({time.perf_counter() - started:.0f} s)")
-    failed = [each for each in drawn if each.reproduced.errors]
     if not files:
         raise typer.Exit(ERROR)
-    if failed:
-        raise typer.Exit(SOME_FAILED)
 
 
 def _show(drawn: list["PaperFigure"], left_out: list["Recipe"], scale: "Scale") -> None:
@@ -152,29 +177,34 @@ def _estimate(chosen: list["Recipe"], scale: "Scale", path: Path | None, count: 
     from ..experiments.paper.recipes import work
 
     grid, jobs = work(chosen, scale)
-    with (
-        looked_at(path) as store,
-        looked_at(job_store(store_path(path))) as beside,
-        redirect_stdout(sys.stderr),
-        on_threads(max(1, len(cores()) // count)),
-    ):
+    with looked_at(path) as store, looked_at(job_store(store_path(path))) as beside:
         known = store.get(each.key() for each in grid) | beside.get(job.key() for job in jobs)
+        # What is known at once comes first: the trials may take long, or fail.
+        _counts(chosen, scale, known)
+        _memory(chosen, scale, [row for row in known.values() if not row.get("error")])
         left = [job for job in jobs if job.key() not in known]
         if left or any(each.key() not in known for each in grid):
             typer.echo("trying one of each kind that was never run here …", err=True)
-        rows = grid.estimate(store)
-        seconds = rows.seconds + job_seconds(left, beside)
+        unknown = ""
+        with redirect_stdout(sys.stderr), on_threads(max(1, len(cores()) // count)):
+            try:
+                seconds = grid.estimate(store).seconds + job_seconds(left, beside)
+            except ValueError as error:
+                seconds, unknown = math.nan, f"; how long is not known: {error}"
+    failed = sum(1 for row in known.values() if row.get("error"))
+    every = len(grid) + len({job.key() for job in jobs})
+    told = Estimate(every, len(known) - failed, failed, every - len(known), seconds)
+    typer.echo(f"together {told}{unknown}")
+    if count > 1 and not unknown:
+        typer.echo(f"(one after the other; {count} workers share it)")
+
+
+def _counts(chosen: list["Recipe"], scale: "Scale", known: Container[str]) -> None:
     for recipe in chosen:
         keys = {each.key() for each in recipe.all_experiments(scale)}
         keys |= {job.key() for job in recipe.all_jobs(scale)}
-        there = f"{len(keys)} rows and jobs, {len(keys & known.keys())} of them in the store"
+        there = f"{len(keys)} rows and jobs, {sum(key in known for key in keys)} of them in the store"
         typer.echo(f"{recipe.name:20} {there if recipe.pairs(scale) else 'not at this scale'}")
-    failed = sum(1 for row in known.values() if row.get("error"))
-    every = len(grid) + len({job.key() for job in jobs})
-    typer.echo(f"together {Estimate(every, len(known) - failed, failed, every - len(known), seconds)}")
-    if count > 1:
-        typer.echo(f"(one after the other; {count} workers share it)")
-    _memory(chosen, scale, [row for row in known.values() if not row.get("error")])
 
 
 def _memory(chosen: list["Recipe"], scale: "Scale", finished: list[dict]) -> None:
@@ -187,6 +217,6 @@ def _memory(chosen: list["Recipe"], scale: "Scale", finished: list[dict]) -> Non
     models = dict.fromkeys(each.model for recipe in chosen for each in recipe.all_experiments(scale))
     for model, (few, full) in least_memory(scale, models).items():
         typer.echo(
-            f"memory: {model} takes {few / GB:.2g} GB, to retrain it whole {full / GB:.2g} GB; activations "
+            f"memory: {model} takes {few / GB:.3g} GB, to retrain it whole {full / GB:.3g} GB; activations "
             "come on top"
         )

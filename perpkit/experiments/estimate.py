@@ -39,7 +39,7 @@ class Estimate:
         if self.failed:
             parts.append(f"{self.failed} failed")
         parts.append(f"{self.left} left")
-        if self.left:
+        if self.left and not math.isnan(self.seconds):
             parts.append(f"about {_spoken(self.seconds)}")
         return f"{self.rows} row{'' if self.rows == 1 else 's'}: {', '.join(parts)}"
 

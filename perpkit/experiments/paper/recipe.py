@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,9 @@ class Recipe:
             return [(scale.vision.classifier, self.reference)] if scale.vision else []
         if scale.models is None:
             return [(f"facebook/{model}", model) for model in self.models]
-        # Of a Hub model that the paper has too the values themselves are compared.
+        # Of a model that the paper has too the values themselves are compared.
         return [
-            (model, name if (name := model.removeprefix("facebook/")) in self.models else self.reference)
+            (model, name if (name := published_name(model)) in self.models else self.reference)
             for model in scale.models
         ]
 
@@ -92,13 +93,18 @@ class Recipe:
         return f"{name}, times {self.base_name}"
 
 
+def published_name(model: str) -> str:
+    """What the papers call a model: of a local folder its name, which says whose copy it is."""
+    return Path(model).name if Path(model).expanduser().is_dir() else model.removeprefix("facebook/")
+
+
 def same_model(ours: str, theirs: str) -> bool:
     """Whether values, not only shapes, may be compared.
 
     >>> same_model("facebook/opt-2.7b", "opt-2.7b"), same_model("tiny-opt", "opt-2.7b")
     (True, False)
     """
-    return ours == theirs or ours.removeprefix("facebook/") == theirs
+    return theirs in (ours, published_name(ours))
 
 
 def related(recipe: Recipe, table: pd.DataFrame) -> pd.Series:

@@ -87,18 +87,32 @@ def reproduce(
     return [_one(recipe, scale, *pair, found, done) for recipe in recipes for pair in recipe.pairs(scale)]
 
 
+def stored(recipes: Iterable[Recipe], scale: Scale, rows: Store, jobs: Store) -> list[Reproduced]:
+    """What two stores have of some recipes, that of the sweeps and that of the jobs; nothing is computed.
+
+    How much is missing is told in `errors`.
+    """
+    recipes = list(recipes)
+    grid, wanted = work(recipes, scale)
+    found, done = rows.get(each.key() for each in grid), jobs.get(job.key() for job in wanted)
+    return [_one(recipe, scale, *pair, found, done) for recipe in recipes for pair in recipe.pairs(scale)]
+
+
 def _one(
     recipe: Recipe, scale: Scale, ours: str, theirs: str, found: dict[str, dict], done: dict[str, dict]
 ) -> Reproduced:
     rows: list[dict[str, Any]] = []
     # Without retraining all seeds are one row.
-    sources = [found[key] for key in dict.fromkeys(e.key() for e in recipe.experiments(scale, ours))]
-    errors = [str(row["error"]) for row in sources if isinstance(row["error"], str)]
+    keys = dict.fromkeys(e.key() for e in recipe.experiments(scale, ours))
+    wanted = dict.fromkeys(job.key() for job in recipe.jobs(scale, ours))
+    missing = sum(key not in found for key in keys) + sum(key not in done for key in wanted)
+    errors = [f"{missing} of {len(keys) + len(wanted)} are not computed yet"] if missing else []
+    sources = [found[key] for key in keys if key in found]
+    errors += [str(row["error"]) for row in sources if isinstance(row["error"], str)]
     rows += [{**row, "of_job": False} for row in sources if not isinstance(row["error"], str)]
     seconds = sum(row["seconds"] for row in rows)
     devices = [row["device"] for row in rows]
-    for key in dict.fromkeys(job.key() for job in recipe.jobs(scale, ours)):
-        job = done[key]
+    for job in (done[key] for key in wanted if key in done):
         if job["error"]:
             errors.append(job["error"])
             continue

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...sources.models import check_dtype
+
 RANK = 16
 # SGD with momentum, augmented: as in pre-training (PERP v1, appendix A).
 SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
@@ -127,13 +129,16 @@ def scale_of(
     tasks_dir: str | None = None,
     classifier: str | None = None,
     images: str | None = None,
+    dtype: str | None = None,
 ) -> Scale:
     """The scale of a name, or that of a local folder with a language model, as OPT-125M's.
 
-    `text` and `tasks_dir` replace the scale's; `classifier` and `images` are what the figures of image
+    A folder with the name of a model of the papers, such as opt-2.7b, is taken for a copy of that. `text`,
+    `tasks_dir` and `dtype` replace the scale's; `classifier` and `images` are what the figures of image
     classifiers are computed with, in epochs of 390 batches of 128.
 
-    Raises ValueError for a name that is neither, and for one of classifier and images without the other.
+    Raises ValueError for a name that is neither, for one of classifier and images without the other, and for
+    an unknown dtype.
 
     >>> scale_of("opt-125m").models, scale_of("embedded", text="c4").text
     (('facebook/opt-125m',), 'c4')
@@ -154,6 +159,9 @@ def scale_of(
         changes["text"] = text
     if tasks_dir is not None:
         changes["tasks_dir"] = tasks_dir
+    if dtype is not None:
+        check_dtype(dtype)
+        changes["dtype"] = dtype
     if (classifier is None) != (images is None):
         raise ValueError("give both classifier and images, or neither: a network is measured on its pictures")
     if classifier is not None and images is not None:
