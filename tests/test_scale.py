@@ -1,15 +1,15 @@
 """Models of real shapes with random weights: their sizes, and what is measured on them."""
 
-import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from perpkit.cli import main
+from perpkit.experiments.scale.peft_lora import peft_lora
 from perpkit.experiments.scale.pruning import pruning_seconds, reconstruction_seconds
+from perpkit.experiments.scale.rows import asked_for, total_memory
 from perpkit.experiments.scale.shapes import SHAPES, shape
-from perpkit.experiments.scale.throughput import METHODS, Setting, fits, throughput
+from perpkit.experiments.scale.throughput import METHODS, Setting, fits, published_ratio, throughput
 from perpkit.experiments.scale.weights import empty_model, random_model
 from perpkit.pruning.prune import prune
 from perpkit.retraining.layerwise.reconstruct import reconstruct
@@ -37,7 +37,15 @@ def tiny_shape(monkeypatch):
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
     opt = {**small, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
     monkeypatch.setitem(SHAPES, "opt-125m", ("opt", opt))
-    monkeypatch.setitem(SHAPES, "llama-2-7b", ("llama", {**small, "intermediate_size": 48}))
+    monkeypatch.setitem(SHAPES, "opt-2.7b", ("opt", opt))
+    narrow = {**opt, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+    monkeypatch.setitem(SHAPES, "opt-350m", ("opt", narrow))
+    llama = {**small, "intermediate_size": 48}
+    monkeypatch.setitem(SHAPES, "llama-2-7b", ("llama", llama))
+    mistral = {**llama, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    monkeypatch.setitem(SHAPES, "mistral-7b", ("mistral", {**mistral, "sliding_window": 16}))
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    monkeypatch.setitem(SHAPES, "mixtral-8x7b", ("mixtral", {**mistral, **experts}))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -85,11 +93,81 @@ def test_every_way_to_retrain_is_measured(tiny_shape):
     shares = {row["method"]: row["trainable_share"] for row in rows}
     assert shares["full"] == 1
     assert shares["mask_lora"] == shares["lora"] == shares["peft lora"] > shares["biases+norms"]
-    published = {row["method"]: row["published_ratio"] for row in rows if row["published_ratio"]}
-    assert published == {
-        "biases+norms": pytest.approx(2.171, abs=1e-3),
-        "mask_lora": pytest.approx(1.829, abs=1e-3),
+
+
+# Of the whole, where 16 is the rank: the experts of a mixture have factors of their own.
+ADAPTED = {
+    "opt-350m": (2 * 16 * (4 * 64 + 2 * 96), 2 * 16 * 2 * 64 + 16 * (16 + 99)),
+    "mistral-7b": (2 * 16 * (2 * 64 + 2 * 48 + 3 * 80), None),
+    "mixtral-8x7b": (2 * 16 * (2 * 64 + 2 * 48 + 4 * (32 + 96 + 48 + 32)), None),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_every_kind_of_model_is_retrained_with_all_its_matrices(tiny_shape, name):
+    methods = ("full", "norms", "mask_lora", "lora", "peft lora", "perp")
+    rows = {row["method"]: row for row in throughput(name, methods, (True,), **{**SMALL, "layers": None})}
+    everywhere, perp = ADAPTED[name]
+    if perp is None:
+        assert "no biases" in rows.pop("perp")["error"]
+    assert [row["error"] for row in rows.values()] == [None] * len(rows)
+    trained = {method: round(row["trainable_share"] * row["parameters"]) for method, row in rows.items()}
+    assert trained["mask_lora"] == trained["lora"] == trained["peft lora"] == everywhere
+    if perp is not None:
+        (few,) = throughput(name, ("biases+norms",), (False,), **{**SMALL, "layers": None})
+        assert trained["perp"] - perp == round(few["trainable_share"] * few["parameters"])
+
+
+def test_a_matrix_that_peft_leaves_out_is_an_error(tiny_shape):
+    model = random_model("mixtral-8x7b", device="cpu")
+    with pytest.raises(ValueError, match=r"PEFT puts no LoRA on model\.layers\.7\.mlp\.experts\.up_proj$"):
+        peft_lora(model, ["model.layers.0.self_attn.q_proj", "model.layers.7.mlp.experts.up_proj"], 4, 8.0)
+
+
+def test_a_published_ratio_is_that_of_its_own_method_and_model():
+    given = {"device": "cpu"}
+    ratios = {method: published_ratio(Setting("opt-2.7b", method, **given)) for method in METHODS}
+    assert {method: ratio for method, ratio in ratios.items() if ratio} == {
+        "biases+norms": 7600 / 3500,
+        "perp": 6400 / 3500,
     }
+    assert published_ratio(Setting("opt-2.7b", "perp", layers=1, **given)) is None
+    assert [published_ratio(Setting(name, "perp", **given)) for name in ("llama-2-7b", "opt-6.7b")] == [
+        None,
+        None,
+    ]
+
+
+def test_ratios_are_to_full_retraining_wherever_it_is_named(tiny_shape):
+    rows = list(throughput("opt-125m", ("biases", "norms", "full"), (False, True), **SMALL))
+    assert [row["method"] for row in rows] == ["full", "biases", "norms"] * 2
+    assert all(row["ratio"] for row in rows)
+
+
+def test_known_rows_are_not_measured_again_and_ratios_are_to_them(tiny_shape):
+    (full,) = throughput("opt-125m", ("full",), (False,), **SMALL)
+    known = {asked_for(full): {**full, "tokens_per_second": 10.0}}
+    first, biases = throughput("opt-125m", ("biases", "full"), (False,), known=known, **SMALL)
+    assert first["tokens_per_second"] == 10.0
+    assert biases["ratio"] == biases["tokens_per_second"] / 10.0
+    (again,) = throughput("opt-125m", ("full",), (False,), known=known, **{**SMALL, "batch": 2})
+    assert again["tokens_per_second"] != 10.0
+    # What has failed may go well now.
+    known = {asked_for(full): {**full, "tokens_per_second": None, "error": "out of memory"}}
+    (again,) = throughput("opt-125m", ("full",), (False,), known=known, **SMALL)
+    assert again["error"] is None
+
+
+def test_a_row_says_what_memory_the_device_has(tiny_shape, monkeypatch):
+    card = SimpleNamespace(total_memory=80)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
+    assert total_memory("cuda:0") == 80
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert total_memory("cpu") == 12288
+    (row,) = pruning_seconds("opt-125m", ("magnitude",), samples=1, length=8, device="cpu")
+    assert row["device_memory"] == 12288
+    monkeypatch.delattr("os.sysconf")
+    assert total_memory("cpu") is None
 
 
 def test_a_warm_up_of_less_than_nothing_is_refused():
@@ -98,17 +176,19 @@ def test_a_warm_up_of_less_than_nothing_is_refused():
 
 
 def test_tokens_a_second_count_the_timed_steps_alone(tiny_shape, monkeypatch):
-    """A clock that moves one second between two looks at it."""
-    ticks = iter(range(1000))
-    monkeypatch.setattr("perpkit.experiments.scale.throughput.time.perf_counter", lambda: float(next(ticks)))
+    """A clock whose n-th look comes n seconds after the one before."""
+    ticks = (n * (n + 1) / 2 for n in range(1000))
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("perpkit.experiments.scale.throughput.time", clock)
     given = {**SMALL, "steps": 4, "warmup": 3, "batch": 2}
     (row,) = throughput("opt-125m", ("peft lora",), (False,), **given)
-    assert row["tokens_per_second"] == 2 * 8 * 4 / 4
+    assert row["tokens_per_second"] == 2 * 8 * 4 / (4 + 5 + 6 + 7)
+    assert (row["slowest_step"], row["fastest_step"]) == (2 * 8 / 7, 2 * 8 / 4)
 
 
 def test_what_cannot_be_had_is_said_in_its_row(tiny_shape):
     rows = list(throughput("llama-2-7b", ("biases", "norms"), (False,), **SMALL))
-    assert "no biases" in rows[0]["error"] or "biases" in rows[0]["error"]
+    assert rows[0]["error"] == "a LlamaForCausalLM has no biases; choose another subset"
     assert rows[0]["tokens_per_second"] is None
     assert rows[0]["ratio"] is None
     assert rows[1]["error"] is None
@@ -126,9 +206,9 @@ def test_too_large_a_model_is_refused_before_it_is_made(monkeypatch):
 def test_pruning_and_reconstruction_are_timed(tiny_shape):
     given = {"samples": 2, "length": 8, "device": "cpu", "dtype": "float32"}
     rows = [*pruning_seconds("opt-125m", **given), *reconstruction_seconds("opt-125m", **given)]
-    assert [row["what"] for row in rows] == [
-        *("prune: magnitude", "prune: wanda", "prune: ria", "prune: sparsegpt"),
-        *("reconstruct a block: matrix", "reconstruct a block: submodule", "reconstruct a block: block"),
+    assert [(row["what"], row["method"]) for row in rows] == [
+        *(("prune", name) for name in ("magnitude", "wanda", "ria", "sparsegpt", "sparsefw")),
+        *(("reconstruct", name) for name in ("matrix", "submodule", "block")),
     ]
     assert all(row["seconds"] > 0 and row["peak_memory"] > 0 for row in rows)
 
@@ -145,12 +225,9 @@ def test_a_row_of_pruning_that_cannot_be_had_leaves_the_others(tiny_shape, monke
     monkeypatch.setattr("perpkit.experiments.scale.pruning.prune", short)
     given = {"samples": 2, "length": 8, "device": "cpu", "dtype": "float32"}
     rows = list(pruning_seconds("opt-125m", **given))
-    errors = [None, "out of memory", "RuntimeError: a kernel has failed", None]
+    errors = [None, "out of memory", "RuntimeError: a kernel has failed", None, None]
     assert [row["error"] for row in rows] == errors
-    assert [row["seconds"] is None for row in rows] == [False, True, True, False]
-    done = call("--model", "opt-125m", "--what", "prune", "--length", 8, "--samples", 2, "--device", "cpu")
-    assert done.exit_code == 0
-    assert done.stdout.splitlines()[2].split() == ["prune:", "wanda", "out", "of", "memory"]
+    assert [row["seconds"] is None for row in rows] == [False, True, True, False, False]
 
 
 def test_a_row_of_reconstruction_that_cannot_be_had_leaves_the_others(tiny_shape, monkeypatch):
@@ -162,52 +239,3 @@ def test_a_row_of_reconstruction_that_cannot_be_had_leaves_the_others(tiny_shape
     monkeypatch.setattr("perpkit.experiments.scale.pruning.reconstruct", short)
     rows = list(reconstruction_seconds("opt-125m", samples=2, length=8, device="cpu", dtype="float32"))
     assert [row["error"] for row in rows] == ["out of memory", None, None]
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
-
-
-def test_the_command_prints_a_line_for_each_row_and_writes_them(tiny_shape, tmp_path):
-    out = tmp_path / "rows.csv"
-    given = ["--model", "opt-125m", "--random-weights", "--length", 8, "--steps", 1, "--device", "cpu"]
-    done = call(*given, "--methods", "full,biases+norms", "--no-checkpointing", "--out", out)
-    assert done.exit_code == 0, done.output
-    first, full, few = done.stdout.splitlines()
-    assert first.startswith("opt-125m, random weights, bfloat16, ")
-    assert full.startswith("full")
-    assert "1.00 × full" in full
-    assert few.endswith("(published 2.17)")
-    assert len(out.read_text().splitlines()) == 3
-
-
-def test_the_command_gives_scripts_a_document(tiny_shape):
-    given = ["--model", "opt-125m", "--length", 8, "--samples", 2, "--device", "cpu", "--dtype", "float32"]
-    done = call(*given, "--what", "prune,reconstruct", "--json")
-    assert [row["what"].split(":")[0] for row in json.loads(done.stdout)["rows"]] == ["prune"] * 4 + [
-        "reconstruct a block"
-    ] * 3
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--model", "opt-3b"], "unknown shape 'opt-3b'"),
-        (["--model", "opt-125m", "--what", "fly"], "--what is 'fly'; of train, prune, reconstruct"),
-        (["--model", "opt-125m", "--methods", "bias"], "--methods is 'bias'; of full, biases"),
-        (["--model", "opt-125m", "--dtype", "int8"], "unknown dtype 'int8'"),
-        (["--model", "opt-125m", "--device", "tpu"], "unknown device 'tpu'"),
-        (["--model", "opt-125m", "--layers", 13], "layers is 13; opt-125m has 12"),
-        (["--model", "opt-125m", "--length", 2049, "--what", "prune"], "length is 2049; opt-125m has 2048"),
-        (["--model", "opt-125m", "--length", 0], "length is 0; opt-125m has 2048 positions"),
-        (["--model", "opt-125m", "--samples", 0, "--what", "prune"], "samples is 0; it must be at least 1"),
-        (["--model", "opt-125m", "--batch", 0], "batch is 0; it must be at least 1"),
-    ],
-)
-def test_bad_input_is_refused_in_words(given, said):
-    done = call(*given)
-    assert done.exit_code == 1
-    assert said in done.stderr

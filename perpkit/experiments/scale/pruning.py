@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from ...evaluation.cost import Cost, device_name
+from ...evaluation.cost import Cost
 from ...pruning.prune import CALIBRATED, prune
 from ...retraining.layerwise.reconstruct import reconstruct
 from ...sources.models import check_device
-from .rows import tried
+from .rows import Rows, is_known, new_row, tried
 from .shapes import check_length
 from .weights import fill, random_model
 
-CRITERIA = ("magnitude", "wanda", "ria", "sparsegpt")
+CRITERIA = ("magnitude", "wanda", "ria", "sparsegpt", "sparsefw")
 UNITS = ("matrix", "submodule", "block")
 
 
@@ -27,11 +27,12 @@ def pruning_seconds(
     layers: int | None = None,
     dtype: str = "bfloat16",
     device: str | None = None,
+    known: Rows | None = None,
 ) -> Iterator[dict]:
     """Measure pruning a random model to 50 % by each criterion: a row with its seconds and peak memory.
 
     Calibrated on `samples` windows of `length` random tokens; the weights are new for each criterion. A row
-    that cannot be had says so in its `error`.
+    that cannot be had says so in its `error`; one of the `known` rows is not measured again.
 
     Raises ValueError for an unknown shape or device, and for fewer than one sample or token or more tokens
     than the model has positions.
@@ -40,12 +41,13 @@ def pruning_seconds(
     >>> next(rows)["seconds"] > 0
     True
     """
-    place, row = _start(model, layers, samples, length, dtype, device)
+    place, row = _start("prune", model, layers, samples, length, dtype, device)
     if place.startswith("cuda"):
         # Kernels are loaded at their first use.
         small: Any = random_model(model, layers=1, dtype=dtype, device=place)
         for criterion in criteria:
-            tried({}, place, partial(_pruned, small, criterion, _tokens(small, 1, length), place))
+            if not is_known({**row, "method": criterion}, known):
+                tried(row, place, partial(_pruned, small, criterion, _tokens(small, 1, length), place))
         del small
     pruned: Any = None
     for criterion in criteria:
@@ -58,7 +60,7 @@ def pruning_seconds(
                 fill(pruned)
             return _pruned(pruned, criterion, _tokens(pruned, samples, length), place)
 
-        yield tried({**row, "what": f"prune: {criterion}"}, place, measured)
+        yield tried({**row, "method": criterion}, place, measured, known)
 
 
 def reconstruction_seconds(
@@ -69,20 +71,21 @@ def reconstruction_seconds(
     length: int = 2048,
     dtype: str = "bfloat16",
     device: str | None = None,
+    known: Rows | None = None,
 ) -> Iterator[dict]:
     """Measure reconstructing one block of a random model, pruned to 50 %, by each unit: a row for each.
 
     A model of one block is measured, dense and pruned: every other block costs the same. A row that cannot
-    be had says so in its `error`.
+    be had says so in its `error`; one of the `known` rows is not measured again.
 
     Raises ValueError for an unknown shape or device, and for fewer than one sample or token or more tokens
     than the model has positions.
 
     >>> rows = reconstruction_seconds("opt-125m", ("matrix",), samples=1, length=8, device="cpu")
-    >>> next(rows)["what"]
-    'reconstruct a block: matrix'
+    >>> next(rows)["method"]
+    'matrix'
     """
-    place, row = _start(model, 1, samples, length, dtype, device)
+    place, row = _start("reconstruct", model, 1, samples, length, dtype, device)
     for unit in units:
 
         def measured(unit: str = unit) -> dict:
@@ -95,25 +98,19 @@ def reconstruction_seconds(
             masks.check(pruned)
             return {"seconds": cost.seconds["reconstruct"], "peak_memory": cost.peak_memory}
 
-        yield tried({**row, "what": f"reconstruct a block: {unit}"}, place, measured)
+        yield tried({**row, "method": unit}, place, measured, known)
 
 
 def _start(
-    model: str, layers: int | None, samples: int, length: int, dtype: str, device: str | None
+    what: str, model: str, layers: int | None, samples: int, length: int, dtype: str, device: str | None
 ) -> tuple[str, dict[str, Any]]:
     """The device, and what is the same in all rows, once it is checked."""
     check_length(model, length)
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
     place = check_device(device)
-    row: dict[str, Any] = {"model": model, "layers": layers, "samples": samples, "length": length}
-    return place, row | {
-        "dtype": dtype,
-        "device": device_name(place),
-        "what": None,
-        "seconds": None,
-        "peak_memory": None,
-    }
+    asked: dict[str, Any] = {"model": model, "layers": layers, "samples": samples, "length": length}
+    return place, new_row(place, what=what, dtype=dtype, **asked)
 
 
 def _pruned(model: Any, criterion: str, tokens: torch.Tensor, place: str) -> dict[str, Any]:

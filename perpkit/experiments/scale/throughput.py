@@ -1,15 +1,15 @@
 """Training speed and memory of the ways to retrain, on a model of random weights."""
 
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...evaluation.cost import Cost, device_name, free_memory
+from ...evaluation.cost import Cost, free_memory
 from ...pruning.masks import Masks
 from ...pruning.prune import prune
 from ...retraining.adapters.attach import attach
@@ -17,17 +17,18 @@ from ...retraining.loop.modes import gradient_checkpointing, training
 from ...retraining.loop.retrain import retrain
 from ...retraining.subsets import subset_parameters
 from ...sources.models import check_device, check_dtype
-from .rows import tried
+from ..paper.tables import table
+from .peft_lora import peft_lora
+from .rows import Rows, asked_for, new_row, tried
 from .shapes import check_length
 from .weights import empty_model, random_model
 
-# What is retrained, by the name that rows carry; adapters are trained alone, as PEFT's.
-METHODS = ("full", "biases", "norms", "biases+norms", "mask_lora", "lora", "peft lora")
+# What is retrained, by the name that rows carry; adapters are trained alone, on all matrices of the blocks.
+# "perp" is what PERP v1 has measured: biases, normalisations, and LoRA on queries, values and the head.
+METHODS = ("full", "biases", "norms", "biases+norms", "mask_lora", "lora", "peft lora", "perp")
+PERP_TARGETS = ("q_proj", "v_proj", "lm_head")
 RANK, ALPHA = 16, 32.0
 SPARSITY = 0.5
-# Ratios to full fine-tuning, PERP v1, section 3.2 (7600 / 3500 and 6400 / 3500 tokens a second, OPT-2.7B on
-# an A100). Its "perp" trains biases, normalisations, the head and LoRA on queries and values.
-PUBLISHED = {"biases+norms": 7600 / 3500, "mask_lora": 6400 / 3500}
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ def throughput(
     model: str,
     methods: tuple[str, ...] = METHODS,
     checkpointing: tuple[bool, ...] = (False, True),
+    known: Rows | None = None,
     **settings: Any,
 ) -> Iterator[dict]:
     """Measure tokens a second and peak memory of retraining, a row for each method, as it is finished.
 
     `settings` are the other fields of `Setting`. A row that cannot be had (no biases, too little memory,
-    PEFT not installed) says so in its `error`; `ratio` is to the row of full fine-tuning, `published_ratio`
-    that of PERP's section 3.2. The weights are random; the speed does not depend on them.
+    PEFT not installed) says so in its `error`; `slowest_step` and `fastest_step` are tokens a second too.
+    Full fine-tuning comes first: `ratio` is to its row, here or among the `known` rows, which are not
+    measured again. `published_ratio` is that of PERP's section 3.2, where it has one for the same method and
+    the whole of the same model. The weights are random; the speed does not depend on them.
 
     Raises ValueError for an unknown shape, method, dtype or device.
 
@@ -75,24 +79,36 @@ def throughput(
     (True, 47272704)
     """
     first = Setting(model, methods[0], **settings)
-    chosen = [replace(first, method=each, checkpointing=way) for way in checkpointing for each in methods]
-    full: dict[bool, float] = {}
-    for setting in chosen:
-        row = measure(setting)
-        speed = row["tokens_per_second"]
-        if setting.method == "full" and speed:
-            full[setting.checkpointing] = speed
-        reference = full.get(setting.checkpointing)
-        row["ratio"] = speed / reference if speed and reference else None
-        row["published_ratio"] = PUBLISHED.get(setting.method)
-        yield row
+    in_order = sorted(methods, key=lambda method: method != "full")
+    rows = dict(known or {})
+    for way in checkpointing:
+        for method in in_order:
+            row = measure(replace(first, method=method, checkpointing=way), known)
+            rows[asked_for(row)] = row
+            full = rows.get(asked_for({**row, "method": "full"}), {}).get("tokens_per_second")
+            speed = row["tokens_per_second"]
+            row["ratio"] = speed / full if speed and full else None
+            yield row
 
 
-def measure(setting: Setting) -> dict:
+def measure(setting: Setting, known: Rows | None = None) -> dict:
     """Retrain a random model for a few steps: its row, with the error in words if it cannot be had."""
-    row: dict[str, Any] = {**vars(setting), "tokens_per_second": None, "peak_memory": None}
-    row |= {"device": device_name(setting.device), "trainable_share": None, "parameters": None}
-    return tried(row, setting.device, lambda: _measured(setting))
+    row = new_row(**{**vars(setting), "what": "train"})
+    row["published_ratio"] = published_ratio(setting)
+    return tried(row, setting.device, lambda: _measured(setting), known)
+
+
+def published_ratio(setting: Setting) -> float | None:
+    """The ratio to full fine-tuning's tokens a second in PERP v1, section 3.2, on an A100, or None.
+
+    >>> published_ratio(Setting("opt-2.7b", "perp", device="cpu"))
+    1.8285714285714285
+    """
+    found = table("perp_v1_throughput")
+    speeds = found[found["model"] == setting.model].set_index("method")["train_tokens_per_second"]
+    if setting.layers is not None or setting.method == "full" or setting.method not in speeds:
+        return None
+    return float(speeds[setting.method] / speeds["full_ft"])
 
 
 def _measured(setting: Setting) -> dict:
@@ -107,12 +123,15 @@ def _measured(setting: Setting) -> dict:
     tokens = torch.randint(model.config.vocab_size, (s.batch * 4, s.length), generator=_generator())
     clock = _Clock(s.device)
     with Cost(s.device) as cost:
-        train = _peft if s.method == "peft lora" else _retrain
+        train = _peft if s.method in ("peft lora", "perp") else _retrain
         trained = train(model, tokens, masks, s, clock)
+    seconds, step = clock.seconds(s.warmup), s.batch * s.length
     return {
         "parameters": parameters,
         "trainable_share": trained / parameters,
-        "tokens_per_second": s.batch * s.length * s.steps / clock.seconds(s.warmup),
+        "tokens_per_second": step * s.steps / sum(seconds),
+        "slowest_step": step / max(seconds),
+        "fastest_step": step / min(seconds),
         "peak_memory": cost.peak_memory,
     }
 
@@ -140,21 +159,19 @@ def _retrain(model: nn.Module, tokens: torch.Tensor, masks: Masks, s: Setting, c
 
 
 def _peft(model: nn.Module, tokens: torch.Tensor, masks: Masks, s: Setting, clock: "_Clock") -> int:
-    """The plainest loop around PEFT's LoRA on all matrices of the blocks."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ValueError("PEFT is not installed: pip install peft") from None
+    """The plainest loop around PEFT's LoRA, on all matrices of the blocks or as PERP has it."""
     targets = [name.removesuffix(".weight") for name in masks]
-    config = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets)
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a name that is to go.
-        warnings.simplefilter("ignore", FutureWarning)
-        wrapped: Any = get_peft_model(model, config)
-    factors = {name: each for name, each in wrapped.named_parameters() if each.requires_grad}
-    optimizer = torch.optim.AdamW(factors.values(), lr=1e-5, weight_decay=0)
+    if s.method == "perp":
+        # Adapters of our own go on pruned matrices, which the head is not.
+        targets = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in PERP_TARGETS]
+    wrapped = peft_lora(model, targets, RANK, ALPHA)
+    trained = {name: each for name, each in wrapped.named_parameters() if each.requires_grad}
+    if s.method == "perp":
+        # In the dtype of the weights: float32 masters of so few would change neither speed nor memory.
+        trained |= subset_parameters(wrapped, "biases+norms")
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5, weight_decay=0)
     clock.tick()
-    with training(wrapped, factors, "lora"), gradient_checkpointing(wrapped, s.checkpointing):
+    with training(wrapped, trained, "lora"), gradient_checkpointing(wrapped, s.checkpointing):
         for step in range(s.warmup + s.steps):
             start = step * s.batch % len(tokens)
             some = tokens[start : start + s.batch].to(s.device)
@@ -162,7 +179,7 @@ def _peft(model: nn.Module, tokens: torch.Tensor, masks: Masks, s: Setting, cloc
             optimizer.step()
             optimizer.zero_grad()
             clock.tick()
-    return sum(factor.numel() for factor in factors.values())
+    return sum(each.numel() for each in trained.values())
 
 
 def fits(setting: Setting) -> None:
@@ -193,9 +210,9 @@ class _Clock:
             torch.cuda.synchronize(self._device)
         self._ticks.append(time.perf_counter())
 
-    def seconds(self, warmup: int) -> float:
-        """From the end of the last step of the warm-up."""
-        return self._ticks[-1] - self._ticks[warmup]
+    def seconds(self, warmup: int) -> list[float]:
+        """Of each step after the warm-up."""
+        return [end - start for start, end in pairwise(self._ticks[warmup:])]
 
 
 def _generator() -> torch.Generator:
