@@ -140,6 +140,16 @@ def test_a_store_may_be_named(tmp_path, only_the_store):
     assert "--outdated" in found["found"]
 
 
+def test_a_store_in_a_folder_that_cannot_be_written_is_a_problem(tmp_path, only_the_store, monkeypatch):
+    store = pk.Store(tmp_path / "results.sqlite")
+    store.put("a", {"sparsity": 0.5})
+    # Not by chmod: root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    found = report(1, "--store", store.path)["store"]
+    assert found["state"] == "problem"
+    assert "it or its folder is not writable" in found["found"]
+
+
 def test_a_named_store_that_is_not_there_is_a_problem(tmp_path, only_the_store):
     found = report(1, "--store", tmp_path / "nowhere.sqlite")["store"]
     assert (found["state"], "there is no store" in found["found"]) == ("problem", True)

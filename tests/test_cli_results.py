@@ -190,6 +190,38 @@ def test_outdated_rows_are_marked_and_counted_with_the_way_to_them(edited, fille
     assert "outdated" not in call("results", "--store", filled.path, "--where", "sparsity=0.5").stdout
 
 
+def test_failed_and_outdated_rows_are_those_that_are_both(edited):
+    outdated = edited.table().query("text.str.endswith('text.txt')").iloc[0]
+    inputs = {name: outdated[name] for name in pk.Experiment().asdict()} | {"seed": 1, "steps": 5}
+    inputs = {name: None if value != value else value for name, value in inputs.items()}
+    edited.put("failed", {**inputs, "error": "RuntimeError: no", "format": RESULT_FORMAT})
+    before = set(edited.table(failed=None)["key"])
+    done = call("results", "--store", edited.path, "--failed", "--outdated", "--delete", "--yes")
+    assert done.exit_code == 0, done.output
+    assert before - set(edited.table(failed=None)["key"]) == {"failed"}
+
+
+def test_all_and_failed_contradict_each_other(copied):
+    done = call("results", "--store", copied.path, "--all", "--failed", "--delete", "--yes")
+    assert done.exit_code == 1
+    assert "--all takes finished and failed rows" in done.stderr
+    assert len(copied.table(failed=None)) == 5
+
+
+def test_a_row_that_is_finished_while_the_question_stands_there_is_left(copied, monkeypatch):
+    failed = copied.table(failed=True).iloc[0]
+
+    def confirm(*_, **__):
+        copied.put(failed["key"], {"sparsity": 0.7, "retrain": "biases", "perplexity": 2.5, "error": None})
+        return True
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    done = call("results", "--store", copied.path, "--failed", "--delete")
+    assert "0 rows deleted" in done.stderr
+    assert "1 left: they have changed since they were listed" in done.stderr
+    assert failed["key"] in set(copied.table()["key"])
+
+
 def test_outdated_rows_are_deleted_and_no_others(edited):
     assert [row["outdated"] for row in rows("--store", edited.path, "--outdated")] == ["other files"]
     assert call("results", "--store", edited.path, "--outdated", "--delete", "--yes").exit_code == 0

@@ -10,6 +10,7 @@ import perpkit as pk
 from perpkit.experiments import experiment as experimenting
 from perpkit.experiments import files
 from perpkit.sources.embedded import data_folder
+from perpkit.sources.text import TEXTS
 
 BASE = {"retrain": "biases", "criterion": "random", "lr": 0.01}
 
@@ -165,3 +166,25 @@ def test_the_key_tells_apart_which_task_has_which_questions(tmp_path):
     (tmp_path / "openbookqa.jsonl").rename(tmp_path / "boolq.jsonl")
     (tmp_path / "rte.jsonl").rename(tmp_path / "openbookqa.jsonl")
     assert pk.Experiment(tasks="openbookqa", tasks_dir=str(tmp_path)).key() != before
+
+
+def test_a_folder_with_the_name_of_a_text_is_not_that_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = [pk.Experiment(text=name).key() for name in TEXTS]
+    for name in TEXTS:
+        (tmp_path / name).mkdir()
+    assert [pk.Experiment(text=name).key() for name in TEXTS] == before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"sparsity": 0.0}, {"sparsity": -0.0}),
+        ({"sparsity": 0.3}, {"sparsity": 0.1 * 3}),
+        ({"pattern": "2:4"}, {"pattern": "02:4"}),
+        ({"unit": "block", "unit_steps": 3}, {"unit": "window:1", "unit_steps": 3}),
+    ],
+)
+def test_what_changes_nothing_is_one_experiment(one, other):
+    assert pk.Experiment(**one) == pk.Experiment(**other)
+    assert pk.Experiment(**one).key() == pk.Experiment(**other).key()

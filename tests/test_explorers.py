@@ -145,11 +145,22 @@ def test_a_drawing_that_is_broken_off_leaves_nothing_behind(store, runs, monkeyp
     assert explorer.picture.value == explorer.figure().png()
 
 
-def test_fonts_that_are_set_in_between_are_those_of_the_whole_picture(store, runs):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"font.size": 18},
+        {"image.origin": "lower"},
+        {"savefig.bbox": "tight"},
+        {"savefig.transparent": True},
+        {"savefig.facecolor": "black", "text.color": "white"},
+        {"figure.dpi": 50, "savefig.dpi": 50},
+    ],
+)
+def test_what_is_set_in_between_is_set_for_the_whole_picture(store, runs, settings):
     grid = pk.Grid(sparsity=[0.3, 0.5])
     pk.sweep(grid, store=store, progress=False)
     explorer = pk.SparsityExplorer(grid, store=store, background=False)
-    with matplotlib.rc_context({"font.size": 18}):
+    with matplotlib.rc_context(settings):
         explorer.show(0.3, "none")
         assert explorer.picture.value == explorer.figure().png()
     explorer.show(0.5, "none")

@@ -122,10 +122,29 @@ def test_a_list_of_mappings_is_their_union_and_given_axes_replace_theirs(tmp_pat
     ]
 
 
+def test_what_yaml_merges_in_may_be_said_again(tmp_path):
+    words = """
+    - &base {sparsity: [0.5, 0.7], criterion: wanda}
+    - <<: *base
+      criterion: magnitude
+    """
+    grid = pk.Grid.from_file(written(tmp_path, words))
+    assert [(each.sparsity, each.criterion) for each in grid] == [
+        (0.5, "wanda"),
+        (0.7, "wanda"),
+        (0.5, "magnitude"),
+        (0.7, "magnitude"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("sparsity: [0.5", "line 1"),
+        ("{a: b}: 1", "unhashable"),
+        ("seed: 2020-13-45", "month must be in 1..12"),
+        ("seed: !!int abc", "invalid literal"),
+        ("[" * 3000 + "]" * 3000, "recursion"),
         ("sparsitty: 0.5", "did you mean 'sparsity'"),
         ("sparsity: 1.5", "sparsity is 1.5"),
         ("0.5", "mapping from axes"),

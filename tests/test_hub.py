@@ -14,7 +14,7 @@ import time
 import pytest
 
 from perpkit.sources.embedded import data_folder
-from perpkit.sources.hub import hub_reachable
+from perpkit.sources.hub import hub_reachable, reading_dataset
 
 # The imports are not counted: they take as long with a hub as without.
 ASK = """
@@ -208,6 +208,29 @@ def test_a_closed_port_is_not_reachable(constants, monkeypatch):
     started = time.perf_counter()
     assert not hub_reachable()
     assert time.perf_counter() - started < 4
+
+
+def test_threads_without_a_hub_leave_the_dataset_client_as_it_was():
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    entered, leave = threading.Event(), threading.Event()
+
+    def read():
+        with reading_dataset("a text", False):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=read)
+    with reading_dataset("another", False):
+        thread.start()
+        assert entered.wait(10)
+        assert datasets.config.HF_HUB_OFFLINE
+    # The other thread is still inside.
+    assert datasets.config.HF_HUB_OFFLINE
+    leave.set()
+    thread.join(10)
+    assert before == datasets.config.HF_HUB_OFFLINE
 
 
 def test_a_name_look_up_that_hangs_is_not_waited_for(constants, monkeypatch):

@@ -17,6 +17,7 @@ from perpkit.interactive.plots.adapter import plot_adapter
 from perpkit.interactive.plots.beside import plot_beside
 from perpkit.interactive.plots.card import check_table, figure_of, plain
 from perpkit.interactive.plots.features import plot_filters, plot_maps
+from perpkit.interactive.plots.figure import on_white
 from perpkit.interactive.plots.layers import plot_heatmap, plot_layers
 from perpkit.interactive.plots.mask_view import Frame, MaskView
 from perpkit.interactive.plots.masks import plot_mask
@@ -172,6 +173,14 @@ def test_a_dark_style_changes_nothing(plot):
     white = plot().png(50)
     with style.context("dark_background"):
         assert plot().png(50) == white
+        assert matplotlib.rcParams["text.color"] == "white"
+
+
+def test_a_style_that_a_cell_sets_while_something_is_drawn_stays():
+    with style.context("default"):
+        with on_white():
+            style.use("dark_background")
+        assert matplotlib.rcParams["axes.facecolor"] == "black"
         assert matplotlib.rcParams["text.color"] == "white"
 
 

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import task_parts
 import torch
 
 import perpkit as pk
@@ -149,6 +150,18 @@ def test_rows_share_the_dense_the_pruned_and_the_reconstructed_model(calls, tmp_
     }
     # The price of what is shared stands in every row.
     assert results.groupby("sparsity").seconds_prune.nunique().tolist() == [1, 1]
+
+
+def test_rows_that_ask_share_the_models_of_rows_that_do_not(calls, tmp_path):
+    task_parts.write(tmp_path, "rte")
+    for tasks in (None, "rte"):
+        run(pk.Experiment(tasks=tasks, tasks_dir=str(tmp_path), length=16))
+    assert calls["load_model"] == calls["prune"] == 1
+    # Other questions are asked of the dense model anew.
+    task_parts.write(tmp_path, "rte", task_parts.QUESTIONS["rte"][:1])
+    row = run(pk.Experiment(tasks="rte", tasks_dir=str(tmp_path), length=16))
+    assert row["dense_accuracy"] in (0.0, 1.0)
+    assert calls["load_model"] == 1
 
 
 def test_what_is_shared_is_as_it_was_after_every_row(calls):

@@ -107,7 +107,15 @@ def test_a_row_that_diverges_is_a_failed_row(store):
     assert results.error.isna().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("no room")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        torch.OutOfMemoryError("no room"),
+        # As torch says it on a CPU.
+        RuntimeError("no room: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_memory_that_runs_out_is_freed_for_the_next_row(store, runs, error):
     kept = SimpleNamespace(model=torch.nn.Linear(1, 1))
     running._dense.get("something", lambda: kept)

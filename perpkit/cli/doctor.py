@@ -208,11 +208,12 @@ def _store(named: Path | None) -> Iterator[Finding]:
             remedy = "move it away" if path.exists() else "there is none there yet: a sweep makes it"
             yield Finding("store", PROBLEM, str(error), f"{remedy}, or {elsewhere}")
             return
-    if os.access(_there(path), os.W_OK):
+    # Beside the rows SQLite writes a journal into the folder.
+    if os.access(_there(path), os.W_OK) and os.access(_there(path.parent), os.W_OK):
         yield Finding("store", OK, found)
     else:
         remedy = f"allow yourself to write it, or {elsewhere}; perpkit results reads it as it is"
-        yield Finding("store", PROBLEM, f"{found}; not writable", remedy)
+        yield Finding("store", PROBLEM, f"{found}; it or its folder is not writable", remedy)
 
 
 def _contents(store: "Store") -> str:

@@ -53,7 +53,10 @@ def results(
             raise ValueError("say which rows to delete: --where, --failed, --outdated or --all")
         # First read-only: what is not there must not come into being by deleting from it.
         kept = Store(store, readonly=True)
-        table = chosen(kept, where or [], None if everything or outdated else failed or traceback)
+        if everything and failed:
+            raise ValueError("--all takes finished and failed rows, --failed only failed ones; give one")
+        both = everything or (outdated and not failed)
+        table = chosen(kept, where or [], None if both else failed or traceback)
         if outdated:
             table = table[table["outdated"].notna()].reset_index(drop=True)
         if export is not None:
@@ -119,4 +122,13 @@ def _delete(store: "Store", table: "pd.DataFrame", yes: bool) -> None:
     if not yes and not typer.confirm(f"Delete these {len(table)} rows?", err=True):
         typer.echo("nothing is deleted", err=True)
         return
-    typer.echo(f"{store.delete(table['key'])} rows deleted", err=True)
+    # A sweep may have finished one of them while the question stood there.
+    now = {key: row.get("error") for key, row in store.get(table["key"]).items()}
+    same = [
+        key
+        for key, error in zip(table["key"], table.get("error", [None] * len(table)), strict=True)
+        if key in now and (now[key] is None) == (not isinstance(error, str))
+    ]
+    typer.echo(f"{store.delete(same)} rows deleted", err=True)
+    if left := len(table) - len(same):
+        typer.echo(f"{left} left: they have changed since they were listed", err=True)

@@ -30,13 +30,18 @@ def failed_row(experiment: Experiment, error: str, details: str) -> dict:
     return {**experiment.asdict(), "error": error, "traceback": details, "format": RESULT_FORMAT}
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; torch has no exception of its own for that of a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _row(experiment: Experiment, cancelled: Cancel) -> dict:
     try:
         return running.run(experiment, cancelled)
     except (NotLoaded, Cancelled):
         raise
     except Exception as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if out_of_memory(error):
             running.forget()  # the next row may need less, if this one leaves nothing behind
         words = f"{type(error).__name__}: {error}"
         return failed_row(experiment, words, "".join(traceback.format_exception(error)))

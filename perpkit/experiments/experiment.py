@@ -121,6 +121,7 @@ class Experiment:
         pattern = None
         if self.pattern is not None:
             pattern = checked_pattern(parse_pattern(self.pattern))
+            self._set("pattern", f"{pattern[0]}:{pattern[1]}")
             self._set("sparsity", 1 - pattern[0] / pattern[1])
             if self.allocation not in (None, "uniform"):
                 raise ValueError(
@@ -128,11 +129,16 @@ class Experiment:
                 )
         elif not 0 <= self.sparsity <= 1:
             raise ValueError(f"sparsity is {self.sparsity}; it is a fraction between 0 and 1")
+        else:
+            # What a range of floats calls 0.30000000000000004; and no -0.
+            self._set("sparsity", round(self.sparsity, 12) + 0.0)
         Method.checked(self.criterion, self.group, self.allocation, pattern, 0, (), {})
 
     def _check_reconstruction(self) -> None:
         if self.unit is not None:
-            kind, _ = parse_unit(self.unit)
+            kind, blocks = parse_unit(self.unit)
+            if (kind, blocks) == ("window", 1):
+                self._set("unit", "block")
             if kind != "matrix":
                 if self.unit_steps < 1 or not 0 < self.unit_lr < math.inf:
                     raise ValueError(

@@ -71,8 +71,8 @@ def model_files(model: str) -> list[Path]:
 
 
 def text_files(text: str) -> list[Path]:
-    """The file of a local text."""
-    return [Path(text).expanduser()]
+    """The file of a local text; a text known by name is never one, whatever lies beside."""
+    return [] if text in TEXTS else [Path(text).expanduser()]
 
 
 def check_text(text: str) -> None:

@@ -123,7 +123,7 @@ def _read(path: Path) -> list[dict]:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the grid {str(path)!r}: {error}") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"cannot understand the grid {str(path)!r}: {' '.join(str(error).split())}"
         ) from error
@@ -140,13 +140,16 @@ def _read(path: Path) -> list[dict]:
 
 
 def _mapping(pairs: list[tuple]) -> dict:
+    _check_once([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(keys: list) -> None:
     """JSON and YAML would take the last of two values without a word."""
     import yaml
 
-    keys = [key for key, _ in pairs]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise yaml.YAMLError(f"it has {twice[0]!r} twice; give all its values in one list")
-    return dict(pairs)
 
 
 def _loader():
@@ -160,7 +163,9 @@ def _loader():
         }
 
         def construct_mapping(self, node, deep=False):
-            _mapping([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+            # What is merged in may be said again: that is what it is for.
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            _check_once([self.construct_object(key, deep=True) for key in own])
             return super().construct_mapping(node, deep=deep)
 
     starts = list("-+.0123456789")

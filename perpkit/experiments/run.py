@@ -141,7 +141,8 @@ def measures(model: "PreTrainedModel", dense: Dense, experiment: Experiment, can
 def _loaded(experiment: Experiment, cancelled: Cancel) -> Dense:
     """The dense model of an experiment and its text, in the host's memory."""
     e = experiment
-    key = (e.model, e.text, e.dtype, e.length, e.files())
+    # Without the tasks' files: rows that ask and rows that do not share it.
+    key = (e.model, e.text, e.dtype, e.length, e.files()[:2])
 
     def load() -> Dense:
         try:
@@ -167,7 +168,8 @@ def _dense_measures(dense: Dense, experiment: Experiment, cancelled: Cancel) -> 
             raise NotLoaded(str(error)) from error
         return {f"dense_{name}": found[name] for name in ("perplexity", "accuracy") if name in found}
 
-    return _reached.get((dense.key, experiment.tasks, experiment.tasks_dir), measure, cancelled)
+    asked = experiment.tasks, experiment.tasks_dir, experiment.files()[2]
+    return _reached.get((dense.key, *asked), measure, cancelled)
 
 
 def _prepared(experiment: Experiment, dense: Dense, cancelled: Cancel) -> Pruned:

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 REACH_SECONDS = 3.0
 EMBEDDED = "model 'tiny-opt' and text 'storyworld'"
 EMBEDDED_VISION = "classifier 'shapes-resnet' and images 'shapes'"
+# How many threads have the dataset client offline, and what it was before the first.
+_SWITCHING = threading.Lock()
+_inside, _before = 0, False
 
 
 def hub_reachable() -> bool:
@@ -47,18 +50,34 @@ def reading_dataset(
     Raises ValueError for one that cannot be loaded; `source` says where from, where it could
     be elsewhere, and `ways` are further ways out when it is in neither place, beside what is `embedded`.
     """
-    import datasets
-
-    # The dataset client reads its offline switch once, at import; it has no local_files_only.
-    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, not reachable
     try:
-        yield
+        with nullcontext() if reachable else _offline():
+            yield
     except (OSError, ValueError) as error:
         if not reachable:
             raise ValueError(f"{unreachable(what, embedded)}{ways}") from error
         raise ValueError(f"cannot load {what}{source}: {error}") from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Inside, the dataset client asks nobody; several threads may be inside."""
+    import datasets
+
+    global _inside, _before
+    # It reads its switch once, at import; it has no local_files_only.
+    with _SWITCHING:
+        if not _inside:
+            _before = datasets.config.HF_HUB_OFFLINE
+        _inside += 1
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        with _SWITCHING:
+            _inside -= 1
+            if not _inside:
+                datasets.config.HF_HUB_OFFLINE = _before
 
 
 def unreachable(what: str, embedded: str = EMBEDDED) -> ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...evaluation.cost import device_name
+from ..attempt import out_of_memory
 
 # What is asked for, by which a row is told from others. Every row has all columns: a file may hold all kinds.
 ASKED = {
@@ -95,8 +96,7 @@ def is_known(row: Mapping[str, Any], known: Rows | None) -> bool:
 
 
 def _words(error: Exception) -> str:
-    # A CPU has no exception of its own for it.
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return "out of memory"
     if isinstance(error, RuntimeError):
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"

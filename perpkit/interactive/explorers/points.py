@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from ..plots.card import figure_of, is_share
 from ..plots.curves import plot_curves
-from ..plots.figure import GREY, Backdrop, DataFigure, on_white
+from ..plots.figure import DRAWING, GREY, Backdrop, DataFigure, on_white
 from .choices import Choice
 from .offers import UNSTRUCTURED
 
@@ -94,7 +94,8 @@ def mark(figure: DataFigure, table: pd.DataFrame, choice: Choice, measures: list
 class Pictures:
     """Pictures of curves with a mark that moves: as long as the curves are the same, only it is drawn anew.
 
-    A picture is the one that `draw` gives, to the last byte. Not for two threads at once.
+    A picture is the one that `draw` gives, to the last byte, unless the figures at a mark reach into another
+    panel. Not for two threads at once.
     """
 
     def __init__(self, measures: list[str]):
@@ -106,8 +107,9 @@ class Pictures:
         self, key: object, curves: Callable[[], DataFigure], table: pd.DataFrame, choice: Choice
     ) -> bytes:
         """The PNG file's bytes with the mark at a choice; `curves()` is called when the key is a new one."""
-        # Fonts and the like may have been set in between.
-        key = key, matplotlib.rcParams.copy()
+        # Fonts and the like may have been set in between; while something is drawn they are not the user's.
+        with DRAWING:
+            key = key, matplotlib.rcParams.copy()
         if self._curves is None or key != self._key:
             # Forgotten first: whatever ends the drawing, nothing half-done is kept.
             self._curves = None

@@ -30,9 +30,11 @@ GREY = "#666666"
 ENDINGS = (".pdf", ".svg", ".png", ".csv")
 # Matplotlib promises nothing for drawing in two threads at once, and explorers draw beside the cells.
 DRAWING = threading.RLock()
-# Every colour was chosen against white, whatever style is in use.
-_COLOURS = {name: value for name, value in matplotlib.rcParamsDefault.items() if "color" in name}
-_COLOURS["axes.prop_cycle"] = matplotlib.rcParamsDefault["axes.prop_cycle"]
+# Every colour was chosen against white, and figures are as wide as they are laid out, whatever is set.
+_OURS = {name: value for name, value in matplotlib.rcParamsDefault.items() if "color" in name} | {
+    name: matplotlib.rcParamsDefault[name]
+    for name in ("axes.prop_cycle", "image.origin", "savefig.bbox", "savefig.transparent")
+}
 # Drawn finer than it is shown, for projectors and high-resolution screens.
 DPI = 160
 # A tenth larger than with the usual 6, in half the time: explorers send many.
@@ -54,13 +56,15 @@ def on_white() -> Iterator[None]:
     'black'
     """
     with DRAWING:
-        # These alone are put back: rc_context would undo what a cell has set meanwhile.
-        before = {name: matplotlib.rcParams[name] for name in _COLOURS}
-        matplotlib.rcParams.update(_COLOURS)
+        settings = matplotlib.rcParams
+        before = {name: settings[name] for name in _OURS}
+        settings.update(_OURS)
+        ours = {name: settings[name] for name in _OURS}
         try:
             yield
         finally:
-            matplotlib.rcParams.update(before)
+            # Explorers draw beside the cells: what one has set meanwhile stays. rc_context would undo it.
+            settings.update({name: before[name] for name in _OURS if settings[name] == ours[name]})
 
 
 class DataFigure(Figure):
@@ -113,7 +117,7 @@ class Backdrop:
         """The same as a PNG file's bytes, those of the figure's own."""
         picture = io.BytesIO()
         dpi = self._canvas.figure.dpi
-        imsave(picture, self.pixels(artists), format="png", dpi=dpi, pil_kwargs=_COMPRESSED)
+        imsave(picture, self.pixels(artists), format="png", origin="upper", dpi=dpi, pil_kwargs=_COMPRESSED)
         return picture.getvalue()
 
 
