@@ -59,8 +59,9 @@ def _head(drawn: Sequence["PaperFigure"], left_out: Sequence["Recipe"], scale: "
         f"perpkit {version('perpkit')}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     words = (
-        "The published numbers are those of the papers' models, in the report beside this kit's of the same: "
-        "values may be compared, within what each section says is done otherwise."
+        "The published numbers are those of the papers' models, beside this kit's of the same: values may be "
+        "compared as far as the protocol under each figure is the papers', and within what its section says "
+        "is done otherwise."
         if scale.of_the_papers
         else "The published numbers are of other, much larger models, trained on other data: this is a "
         "comparison of shapes, not of values. So figures show every value by its model's dense one (or what "
