@@ -36,6 +36,21 @@ def test_pruning_on_a_gpu_is_pruning_on_a_cpu(make_model, windows, criterion, ta
         torch.testing.assert_close(one, other.cpu(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_masks_that_would_fill_the_gpu_stay_in_the_hosts_memory(make_model, windows, criterion, monkeypatch):
+    model = make_model("opt", dtype=torch.float64)
+    gpu = on_gpu(model)
+    given = {"sparsity": 0.5, "calibration": windows, "batch": 5, "progress": False}
+    here = pk.prune(model, criterion, **given)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    there = pk.prune(gpu, criterion, **given)
+    assert not any(mask.is_cuda for mask in there.values())
+    assert agreement(there, here) == 1
+    there.check(gpu)
+    pk.retrain(gpu, windows, masks=there, subset="full", steps=2, batch=2, lr=1e-3, progress=False)
+    there.check(gpu)
+
+
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 def test_offloading_leaves_the_model_on_the_cpu(any_model, windows, criterion):
     # The grouped product of a mixture's experts exists on GPUs in float32 at most.

@@ -3,6 +3,7 @@
 import errno
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pruning_parts import snapshot, unchanged
 import perpkit as pk
 from perpkit.pruning import sparsegpt as module
 from perpkit.pruning.masks import Masks
-from perpkit.pruning.prune import prune
+from perpkit.pruning.prune import homes, prune
 from perpkit.pruning.undo import Undo
 
 
@@ -156,3 +157,21 @@ def test_boolean_windows_and_plain_configurations(make_model, windows):
     plain = torch.nn.Sequential(torch.nn.Linear(8, 8))
     plain.config = {"width": 8}
     assert prune(plain, "magnitude", sparsity=0.5).sparsity() == 0.5
+
+
+def test_masks_of_a_model_that_fills_its_gpu_stay_in_the_hosts_memory(monkeypatch):
+    def matrix(name: str, device: str, size: int):
+        weight = SimpleNamespace(device=torch.device(device), numel=lambda: size)
+        return SimpleNamespace(parameter=name, weight=lambda: weight)
+
+    free = {torch.device("cuda:0"): 100, torch.device("cuda:1"): 121}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 1000))
+    # Two matrices of one parameter, as the experts of a mixture are, have one mask.
+    several = [matrix("a", "cuda:0", 30), matrix("b", "cuda:0", 30), matrix("c", "cuda:1", 60)]
+    several += [matrix("c", "cuda:1", 60), matrix("d", "cpu", 10**12)]
+    assert homes(several) == {
+        "a": torch.device("cpu"),
+        "b": torch.device("cpu"),
+        "c": torch.device("cuda:1"),
+        "d": torch.device("cpu"),
+    }

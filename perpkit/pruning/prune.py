@@ -1,6 +1,7 @@
 """The one call that prunes a model."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def prune(
 
     `on_layer(Pruned(...))` is called after every matrix. When `cancelled()`, asked before each, says True,
     the masks of what is pruned so far are returned and the rest is untouched; Ctrl-C does the same and leaves
-    those masks in the exception's `masks`.
+    those masks in the exception's `masks`. A mask lies where its weight does, or in the host's memory where
+    the masks of all would take more than half of what is free on a GPU.
 
     Raises ValueError, leaving the model as it was, for an unknown name or parameter, a sparsity outside
     [0, 1] or below what is pruned already, a pattern that does not divide a layer's width, calibration that
@@ -158,7 +160,7 @@ class _Work:
         self.masks: dict[str, torch.Tensor] = {n: m.clone() for n, m in masks.items()} if masks else {}
         self.on_layer, self.cancelled = on_layer, cancelled
         self.done = 0
-        self.home = next(model.parameters()).device
+        self.homes = homes(matrices.values())
 
     def at_once(self, progress: bool) -> None:
         """Prune every matrix by what it is alone."""
@@ -238,8 +240,8 @@ class _Work:
         parameter = matrix.weight()
         before = matrix.view(parameter).clone() if self.on_layer else None
         if matrix.parameter not in self.masks:
-            # Where the model lives, not where a block of it is computed.
-            self.masks[matrix.parameter] = torch.ones(parameter.shape, dtype=torch.bool, device=self.home)
+            home = self.homes[matrix.parameter]
+            self.masks[matrix.parameter] = torch.ones(parameter.shape, dtype=torch.bool, device=home)
         matrix.assign(self.masks[matrix.parameter], mask)
         matrix.assign(parameter, new)
         self.done += 1
@@ -247,3 +249,24 @@ class _Work:
             error = output_error(before, new, inputs)
             block = block_name(matrix.name)
             self.on_layer(Pruned(block, matrix.name, seconds, error, self.done, len(self.matrices)))
+
+
+def homes(matrices: Iterable[Matrix]) -> dict[str, torch.device]:
+    """Where the mask of each parameter is kept: where it lives, not where its block may be computed.
+
+    A mask takes half of what a weight in 16 bits does: beside a model that nearly fills its GPU the masks
+    would not leave room for anything else, so they stay in the host's memory.
+    """
+    weights = {matrix.parameter: matrix.weight() for matrix in matrices}
+    needed: Counter[torch.device] = Counter()
+    for weight in weights.values():
+        needed[weight.device] += weight.numel()
+    full = {
+        device
+        for device, size in needed.items()
+        if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]
+    }
+    return {
+        name: torch.device("cpu") if weight.device in full else weight.device
+        for name, weight in weights.items()
+    }
