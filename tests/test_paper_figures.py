@@ -285,7 +285,8 @@ def test_memory_is_that_of_weights_and_optimiser():
     ]
     count = sum(parameter.numel() for parameter in pk.load_model("tiny-opt", device="cpu")[0].parameters())
     assert few == pytest.approx(4 * count, rel=0.3), "a tied head may be stored twice"
-    assert full == 4 * few
+    # A gradient, Adam's two moments and the last good values, in float32.
+    assert full == few + 16 * (few // 4)
     assert least_memory(SCALES["embedded"], ["somebody/model"]) == {}
 
 

@@ -69,5 +69,5 @@ def test_a_dry_run_counts_also_what_cannot_be_had(store, monkeypatch):
     done = figures(store, "--scale", "paper", "--only", "table-1", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "table-1              290 rows and jobs, 0 of them in the store" in done.stdout
-    assert "memory: facebook/opt-30b takes 59.9 GB, to retrain it whole 540 GB" in done.stdout
+    assert "memory: facebook/opt-30b takes 59.9 GB, to retrain it whole 659 GB" in done.stdout
     assert "290 left; how long is not known: the model 'facebook/opt-1.3b' is not in the" in done.stdout

@@ -1,16 +1,19 @@
 """Models of real shapes with random weights: their sizes, and what is measured on them."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+import perpkit as pk
 from perpkit.experiments.scale.peft_lora import peft_lora
 from perpkit.experiments.scale.pruning import pruning_seconds, reconstruction_seconds
 from perpkit.experiments.scale.rows import asked_for, total_memory
 from perpkit.experiments.scale.shapes import SHAPES, shape
 from perpkit.experiments.scale.throughput import METHODS, Setting, fits, published_ratio, throughput
-from perpkit.experiments.scale.weights import empty_model, random_model
+from perpkit.experiments.scale.weights import empty_model, random_model, retraining_bytes
 from perpkit.pruning.prune import prune
 from perpkit.retraining.layerwise.reconstruct import reconstruct
 
@@ -194,9 +197,29 @@ def test_what_cannot_be_had_is_said_in_its_row(tiny_shape):
     assert rows[1]["error"] is None
 
 
+def live_bytes() -> int:
+    gc.collect()
+    tensors = (each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter))
+    return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_retraining_takes_what_is_said_beforehand(dtype):
+    others, measured = live_bytes(), []
+    model = random_model("opt-125m", layers=1, dtype=dtype, device="cpu")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    few, full = (retraining_bytes(parameters, dtype, full=each) for each in (False, True))
+    assert live_bytes() - others == pytest.approx(few, rel=1e-3)
+    masks = prune(model, "magnitude", sparsity=0.5, progress=False)
+    given = {"masks": masks, "subset": "full", "steps": 2, "batch": 1, "lr": 1e-3, "progress": False}
+    pk.retrain(model, torch.randint(50000, (2, 8)), on_step=lambda *_: measured.append(live_bytes()), **given)
+    kept = sum(mask.nbytes for mask in masks.values())
+    assert measured[-1] - others == pytest.approx(full + kept, rel=0.01)
+
+
 def test_too_large_a_model_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr("perpkit.experiments.scale.throughput.free_memory", lambda where: 40 * 2**30)
-    with pytest.raises(ValueError, match="needs more than 44 GiB; 40 GiB are free"):
+    with pytest.raises(ValueError, match="needs more than 54 GiB; 40 GiB are free"):
         fits(Setting("opt-2.7b", "full", device="cpu"))
     fits(Setting("opt-2.7b", "biases", device="cpu"))
     monkeypatch.setattr("perpkit.experiments.scale.throughput.free_memory", lambda where: None)

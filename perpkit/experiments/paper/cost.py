@@ -9,7 +9,8 @@ from statistics import median
 
 from ...evaluation.cost import device_name
 from ...sources.embedded import EMBEDDED_MODELS, data_folder
-from ...sources.models import best_device, check_dtype
+from ...sources.models import best_device
+from ..scale.weights import empty_model, retraining_bytes
 from ..store import Store
 from .jobs import Job, attempt
 from .scales import Scale
@@ -79,7 +80,7 @@ def _seconds(job: Job) -> float:
     return time.perf_counter() - started
 
 
-def least_memory(scale: Scale, models: Iterable[str]) -> dict[str, tuple[float, float]]:
+def least_memory(scale: Scale, models: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Bytes that retraining takes at least, few parameters and all of them, by model; without activations.
 
     A model whose size nobody knows here, one of the Hub that is not bundled as a shape, is left out.
@@ -87,14 +88,14 @@ def least_memory(scale: Scale, models: Iterable[str]) -> dict[str, tuple[float, 
     >>> from .scales import SCALES
     >>> few, full = least_memory(SCALES["paper"], ["facebook/opt-2.7b"])["facebook/opt-2.7b"]
     >>> round(few / 1e9, 1), round(full / 1e9, 1)
-    (5.3, 47.7)
+    (5.3, 58.3)
     """
-    width = check_dtype(scale.dtype).itemsize
-    # A gradient, two moments of Adam in float32, and a float32 master of a 16-bit weight.
-    beside = 4 + 8 + (4 if width < 4 else 0)
     counts = {model: _parameters(model) for model in models}
     return {
-        model: (float(count * width), float(count * (width + beside)))
+        model: (
+            retraining_bytes(count, scale.dtype, full=False),
+            retraining_bytes(count, scale.dtype, full=True),
+        )
         for model, count in counts.items()
         if count is not None
     }
@@ -102,7 +103,6 @@ def least_memory(scale: Scale, models: Iterable[str]) -> dict[str, tuple[float, 
 
 def _parameters(model: str) -> int | None:
     from ..scale.shapes import SHAPES
-    from ..scale.weights import empty_model
 
     if (name := model.removeprefix("facebook/")) in SHAPES:
         return sum(parameter.numel() for parameter in empty_model(name).parameters())

@@ -16,12 +16,12 @@ from ...retraining.adapters.attach import attach
 from ...retraining.loop.modes import gradient_checkpointing, training
 from ...retraining.loop.retrain import retrain
 from ...retraining.subsets import subset_parameters
-from ...sources.models import check_device, check_dtype
+from ...sources.models import check_device
 from ..paper.tables import table
 from .peft_lora import peft_lora
 from .rows import Rows, asked_for, new_row, tried
 from .shapes import check_length
-from .weights import empty_model, random_model
+from .weights import empty_model, random_model, retraining_bytes
 
 # What is retrained, by the name that rows carry; adapters are trained alone, on all matrices of the blocks.
 # "perp" is what PERP v1 has measured: biases, normalisations, and LoRA on queries, values and the head.
@@ -188,11 +188,8 @@ def fits(setting: Setting) -> None:
     Of activations nothing is known beforehand: what passes may still run out of memory.
     """
     model = empty_model(setting.model, setting.layers)
-    width = check_dtype(setting.dtype).itemsize
     whole = sum(parameter.numel() for parameter in model.parameters())
-    # A gradient, two moments of Adam in float32, and a float32 master of a 16-bit weight.
-    trained = whole if setting.method == "full" else 0
-    needed = whole * width + trained * (4 + 8 + (4 if width < 4 else 0))
+    needed = retraining_bytes(whole, setting.dtype, full=setting.method == "full")
     free = free_memory(setting.device)
     if free is not None and needed > free:
         raise ValueError(f"needs more than {needed / 2**30:.0f} GiB; {free / 2**30:.0f} GiB are free")

@@ -62,6 +62,20 @@ def empty_model(
     return model
 
 
+def retraining_bytes(parameters: int, dtype: str | torch.dtype, *, full: bool) -> int:
+    """Bytes that retraining takes at least: the weights, and for all of them what moves them.
+
+    Activations and masks (a byte a weight) come on top.
+
+    >>> retraining_bytes(10, "bfloat16", full=False), retraining_bytes(10, "bfloat16", full=True)
+    (20, 220)
+    """
+    width = check_dtype(dtype).itemsize
+    # In float32: a gradient, two moments of Adam, the last good values, and a master of a 16-bit weight.
+    beside = 4 + 8 + 4 + (4 if width < 4 else 0)
+    return parameters * (width + (beside if full else 0))
+
+
 @torch.no_grad()
 def fill(model: nn.Module, seed: int = 0) -> None:
     """Give a model new random weights in place, of the size that training begins with.
