@@ -49,8 +49,9 @@ class Experiment:
       `tasks_dir` or the Hub.
     - `seed` changes the order of the training windows, the adapters' start and random pruning.
 
-    What changes nothing is set to one value, so that equal runs are equal: without retraining there are no
-    `steps`, without an adapter no `rank`.
+    What a run does not use is set to one value, so that equal runs are equal: without retraining there are no
+    `steps`, without an adapter no `rank`. A `group` or an `allocation` stays as it is told, also where it is
+    the default of its criterion: a figure may be about it.
 
     Raises ValueError naming a bad value and the valid ones.
 

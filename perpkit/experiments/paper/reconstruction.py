@@ -4,11 +4,13 @@ import copy
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from ...evaluation.perplexity import perplexity
 from ...evaluation.zero_shot import mean_accuracy, zero_shot
 from ...pruning.prune import CALIBRATED, prune
 from ...retraining.layerwise.reconstruct import reconstruct
-from ...sources.models import load_model
+from ...sources.models import best_device, load_model
 from ...sources.text import Text, load_text
 from ..run import NotLoaded
 
@@ -18,7 +20,8 @@ UNIT = "submodule"
 @lru_cache(maxsize=1)
 def _loaded(model: str, text: str, dtype: str) -> tuple[Any, Any, Text]:
     try:
-        dense, tokenizer = load_model(model, dtype=dtype)
+        # In the host's memory: two models of the largest sizes fit on no card.
+        dense, tokenizer = load_model(model, dtype=dtype, device="cpu")
         return dense, tokenizer, load_text(text, tokenizer)
     except ValueError as error:
         raise NotLoaded(str(error)) from error
@@ -39,9 +42,14 @@ def reconstructed(
 ) -> list[dict]:
     """Prune, reconstruct attention and MLP parts one after the other by MaskLoRA, and ask: one row."""
     dense, tokenizer, windows = _loaded(model, text, dtype)
+    device = best_device()
+    # Then one block at a time moves to the GPU, and in the end the mended model.
+    offload = torch.device(device).type == "cuda"
     mended = copy.deepcopy(dense)
     calibration = windows.calibration if criterion in CALIBRATED else None
-    masks = prune(mended, criterion, sparsity=sparsity, calibration=calibration, progress=False)
+    masks = prune(
+        mended, criterion, sparsity=sparsity, calibration=calibration, offload=offload, progress=False
+    )
     reconstruct(
         mended,
         dense,
@@ -54,8 +62,10 @@ def reconstructed(
         steps=steps,
         lr=lr,
         seed=seed,
+        offload=offload,
         progress=False,
     )
+    mended.to(device)
     masks.check(mended)
     asked = zero_shot(mended, tokenizer, tasks=tasks, tasks_dir=tasks_dir, progress=False)
     accuracy, stderr = mean_accuracy(asked)
