@@ -51,13 +51,16 @@ def test_the_mask_follows_the_hand(notebook):
     mouse = notebook.page.mouse
     mouse.move(handle["x"] + handle["width"] / 2, height)
     mouse.down()
-    for step in range(30):
-        mouse.move(track["x"] + (0.5 + step / 75) * track["width"], height)
+    # There and back until it has followed a few times: a busy machine leaves moves out.
+    for step in range(1500):
+        mouse.move(track["x"] + (0.5 + abs((step + 30) % 60 - 30) / 75) * track["width"], height)
         notebook.page.wait_for_timeout(30)
-    while_held = explorer.message
+        if step >= 30 and notebook.page.evaluate("window.pictures > 3"):
+            break
     # The button is still held down.
-    expect(while_held).not_to_have_text(re.compile("50 %"))
-    notebook.page.wait_for_function("window.pictures > 3")
+    assert notebook.page.evaluate("window.pictures > 3")
+    mouse.move(track["x"] + 0.8 * track["width"], height)
+    expect(explorer.message).not_to_have_text(re.compile("50 %"))
     mouse.up()
     explorer.drag(1)
     explorer.expect(re.compile(r"^0\.fc1: 99 % of"))
