@@ -119,9 +119,13 @@ def test_an_unknown_figure_names_the_nearest_and_all():
 
 
 def test_a_folder_is_a_scale(tmp_path):
-    found = scale_of(str(tmp_path), text="some.txt")
-    assert (found.models, found.text, found.vision) == ((str(tmp_path),), "some.txt", None)
+    text = tmp_path / "some.txt"
+    text.touch()
+    found = scale_of(str(tmp_path), text=str(text))
+    assert (found.models, found.text, found.vision) == ((str(tmp_path),), str(text), None)
     assert recipe("sms").pairs(found) == []
+    with pytest.raises(ValueError, match="unknown text 'storyword'; did you mean 'storyworld'"):
+        scale_of("embedded", text="storyword")
 
 
 def test_other_pictures_need_a_classifier_and_the_other_way_round():

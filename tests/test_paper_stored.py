@@ -46,7 +46,11 @@ def test_what_is_stored_is_drawn_without_computing_the_rest(store):
     assert "1 of 1 are not computed yet" in done.stderr
     assert "2 figures as PDF" in done.stdout
     assert (store.parent / "out" / "table-1.pdf").exists()
-    assert "16 of 22 are not computed yet" in (store.parent / "out" / "report.html").read_text()
+    page = (store.parent / "out" / "report.html").read_text()
+    assert "16 of 22 are not computed yet" in page
+    # Of what has no rows nothing is said as if it had.
+    assert page.count("Protocol: ") == 2
+    assert "Retraining: 3 steps of 2 windows." in page
     assert store.read_bytes() == before
     assert not job_store(store).exists()
     assert figures(store, "--only", "trainable-share", "--stored").exit_code == 1

@@ -77,7 +77,7 @@ def test_published_numbers_make_the_axis_logarithmic():
 def test_the_caption_and_the_table_tell_published_numbers_apart():
     results = rows(retrain=pd.Categorical(["none"] * 2 + ["biases"] * 2))
     figure = pk.plot_curves(results, published=published())
-    assert figure.get_supxlabel() == "open markers, dashed: published numbers"
+    assert figure.get_supxlabel() == "open markers: published numbers"
     table = figure.table
     assert table["published"].tolist() == [False] * 4 + [True] * 3
     assert table["retrain"].tolist() == ["none"] * 2 + ["biases"] * 2 + ["none", "none", "perp"]

@@ -49,6 +49,10 @@ def test_patterns_are_those_of_table_2(criterion, pattern, points):
     assert curve(table, "none")[0] == 12.47
 
 
+def test_one_retraining_may_be_named_alone():
+    assert published(pk.Experiment(**OPT), "biases").equals(published(pk.Experiment(**OPT), ["biases"]))
+
+
 def test_the_whole_head_is_not_beside_the_papers_adapter_on_it():
     table = published(pk.Experiment(**OPT), ["none", "biases+norms", "biases+norms+head"])
     assert set(table["label"]) == {"none", "biases+norms", PERP}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..experiments.paper.recipe import Recipe
+    from ..experiments.paper.reproduce import Reproduced
     from ..experiments.paper.scales import Scale
     from ..interactive.paper import PaperFigure
 
@@ -63,9 +64,9 @@ def _head(drawn: Sequence["PaperFigure"], left_out: Sequence["Recipe"], scale: "
         "compared as far as the protocol under each figure is the papers', and within what its section says "
         "is done otherwise."
         if scale.of_the_papers
-        else "The published numbers are of other, much larger models, trained on other data: this is a "
-        "comparison of shapes, not of values. So figures show every value by its model's dense one (or what "
-        "the axis names); the tables have both."
+        else "But for what is counted on the papers' own networks, the published numbers are of other, much "
+        "larger models, trained on other data: this is a comparison of shapes, not of values. So figures "
+        "show every value by its model's dense one (or what the axis names); the tables have both."
     )
     links = "".join(
         f'<li><a href="#{html.escape(each.reproduced.name)}">{html.escape(_title(each))}</a> '
@@ -107,12 +108,22 @@ def _section(drawn: "PaperFigure", files: Sequence[Path]) -> str:
     if recipe.differs:
         listed = "".join(f"<li>{html.escape(words)}</li>" for words in recipe.differs)
         parts.append(f"<p>What is done otherwise than in the paper:</p><ul>{listed}</ul>")
-    said = "; ".join(found.protocols) or "counted, not measured"
-    parts.append(
-        f'<p class="small">Protocol: {html.escape(said)}. Device: {html.escape(", ".join(found.devices))}. '
-        f"Time: {_spoken(found.seconds)} of one worker, rows shared with other figures included.</p>"
-    )
+    if len(found.rows):
+        parts.append(_protocol(found))
     return "\n".join(parts)
+
+
+def _protocol(found: "Reproduced") -> str:
+    said = "; ".join(found.protocols) or "counted, not measured"
+    budget = ""
+    if {"steps", "batch", "accumulate"} <= set(found.rows) and (most := int(found.rows["steps"].max())):
+        windows = int((found.rows["batch"] * found.rows["accumulate"]).max())
+        budget = f" Retraining: {most} steps of {windows} windows."
+    return (
+        f'<p class="small">Protocol: {html.escape(said)}.{budget} Device: '
+        f"{html.escape(', '.join(found.devices))}. Time: {_spoken(found.seconds)} of one worker, rows shared "
+        "with other figures included.</p>"
+    )
 
 
 def _source(drawn: "PaperFigure") -> str:
@@ -136,9 +147,10 @@ def _table(drawn: "PaperFigure") -> str:
     recipe, table = found.recipe, found.table
     ours = table[table["ours"].notna()]
     related = bool(recipe.base) and not found.same
-    heads = [*recipe.keys, "here", "published", "difference"]
-    if related:
-        heads += [f"here: {recipe.relative}", "published: likewise"]
+    heads = [*recipe.keys, "here", "published"]
+    # Of other models only what is related can be compared.
+    heads += [f"here: {recipe.relative}", "published: likewise"] if related else []
+    heads.append("difference")
     if found.published.empty:
         heads = [*recipe.keys, "here"]
     head = "".join(
@@ -149,14 +161,16 @@ def _table(drawn: "PaperFigure") -> str:
     for row in ours.to_dict("records"):
         cells = [f'<td class="key">{html.escape(_key(key, row[key]))}</td>' for key in recipe.keys]
         numbers = [_measured(recipe.value, row), _number(recipe.value, row["published"])]
-        numbers.append(_difference(recipe.value, row["difference"]))
         if related:
-            numbers += [_plain(row["ours_relative"]), _plain(row["published_relative"])]
+            both = row["ours_relative"], row["published_relative"]
+            numbers += [*map(_plain, both), _plain(both[0] - both[1], sign="+")]
+        else:
+            numbers.append(_difference(recipe.value, row["difference"]))
         cells += [f"<td>{each}</td>" for each in numbers[: len(heads) - len(recipe.keys)]]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     more = int(table["ours"].isna().sum() - table[["ours", "published"]].isna().all(axis=1).sum())
     below = (
-        f'<p class="small">{more} more published points are not computed at this scale.</p>' if more else ""
+        f'<p class="small">{more} more published points have none of ours beside them.</p>' if more else ""
     )
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="wide"><table>{body}</table></div>{below}'
@@ -199,12 +213,13 @@ def _difference(column: str, value: float) -> str:
     if value != value:
         return "–"
     if column in PERCENT:
-        return f"{100 * value:+.2f} points"
+        # A sign before a zero would say something.
+        return f"{round(100 * value, 2) + 0.0:+.2f} points"
     return f"{value:+.0f}" if column == "tokens_per_second" or abs(value) >= 1000 else f"{value:+.2f}"
 
 
-def _plain(value: float) -> str:
-    return "–" if value != value else f"{value:.4g}"
+def _plain(value: float, sign: str = "") -> str:
+    return "–" if value != value else f"{value:{sign}.4g}"
 
 
 def _left_out(recipes: Sequence["Recipe"], scale: "Scale") -> str:

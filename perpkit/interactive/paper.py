@@ -14,6 +14,7 @@ from ..experiments.paper.reproduce import Reproduced, reproduce
 from ..experiments.paper.scales import Scale, scale_of
 from ..experiments.store import Store
 from .plots.beside import plot_beside
+from .plots.card import write_caption
 from .plots.curves import plot_curves
 from .plots.features import plot_maps
 from .plots.figure import DataFigure
@@ -114,6 +115,16 @@ def draw(found: Reproduced) -> DataFigure | None:
         return None
     if recipe.drawn == MAPS:
         return _maps(found.rows)
+    figure = _beside(found)
+    if figure is not None and not found.published.empty:
+        # A picture is taken out of its report.
+        own = f" of {found.theirs}" if found.theirs else ""
+        write_caption(figure, [f"published numbers{own}: {recipe.source}"])
+    return figure
+
+
+def _beside(found: Reproduced) -> DataFigure | None:
+    recipe = found.recipe
     y, ours, theirs = _drawn(found)
     if not ours[y].notna().any():
         return None

@@ -21,7 +21,7 @@ WIKITEXT = ("wikitext2", "c4-wikitext2")
 NOT_OURS = "linear_probing"
 
 
-def published(experiment: Experiment, retrainings: Iterable[str] = ("none",)) -> pd.DataFrame:
+def published(experiment: Experiment, retrainings: str | Iterable[str] = ("none",)) -> pd.DataFrame:
     """The published numbers beside an experiment's: `sparsity`, `perplexity`, `accuracy` and `label`.
 
     They are those of the experiment's model (an OPT of the Hub), criterion and pattern. The label is the one
@@ -40,6 +40,7 @@ def published(experiment: Experiment, retrainings: Iterable[str] = ("none",)) ->
     0
     """
     model = experiment.model.lower()
+    retrainings = [retrainings] if isinstance(retrainings, str) else retrainings
     names = [name for name in dict.fromkeys(retrainings) if PERP_V1.get(name) != NOT_OURS]
     parts = []
     group = DEFAULT_GROUPS.get(experiment.criterion, "row")

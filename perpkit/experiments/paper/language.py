@@ -142,7 +142,8 @@ def _iterations(scale: Scale, model: str, name: str) -> list[Experiment]:
 
 def _over_iterations(rows: pd.DataFrame) -> pd.DataFrame:
     found = with_dense(rows, "perplexity", sparsity=0.0, steps=0)
-    share = 100 * found["steps"] / found["steps"].max()
+    # Nothing is retrained yet where only half is computed.
+    share = 100 * found["steps"] / max(1, found["steps"].max())
     return found.assign(**{"pruned": [_percent(s) for s in found["sparsity"]], PROGRESS: share})
 
 

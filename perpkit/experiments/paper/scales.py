@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...sources.models import check_dtype
+from ..files import check_text
 
 RANK = 16
 # SGD with momentum, augmented: as in pre-training (PERP v1, appendix A).
@@ -156,6 +157,7 @@ def scale_of(
         raise ValueError(f"unknown scale {name!r}{hint} {valid}")
     changes: dict[str, Any] = {}
     if text is not None:
+        check_text(text)
         changes["text"] = text
     if tasks_dir is not None:
         changes["tasks_dir"] = tasks_dir

@@ -245,7 +245,7 @@ def _caption(
     if "seed" in first:
         lines.append(seeds_said(first.groupby([hue, x], observed=True)["seed"].nunique(), "band"))
     if published is not None:
-        lines.append("open markers, dashed: published numbers")
+        lines.append("open markers: published numbers")
     for column, rows in finite.items():
         said = left_out(results, rows)
         lines.append(f"{words(column)}: {said}" if said and len(finite) > 1 else said)
