@@ -248,3 +248,13 @@ def any_model(request, make_model):
 def windows():
     """Random token windows `[12, 16]` for the tiny random models."""
     return torch.randint(VOCABULARY, (12, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch):
+    """The scale "quick" of the papers' figures takes seconds."""
+    from paper_parts import TINY
+
+    from perpkit.experiments.paper.scales import SCALES
+
+    monkeypatch.setitem(SCALES, "quick", TINY)

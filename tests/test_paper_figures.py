@@ -25,13 +25,8 @@ from perpkit.experiments.paper.scales import SCALES
 from perpkit.interactive.paper import PaperFigure, draw
 from perpkit.interactive.plots.beside import plot_beside
 
+pytestmark = pytest.mark.usefixtures("tiny_scale")
 QUICK = ("table-1", "throughput", "trainable-share")
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """The scale "quick" is the tiny one."""
-    monkeypatch.setitem(scales.SCALES, "quick", TINY)
 
 
 @pytest.fixture

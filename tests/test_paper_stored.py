@@ -1,19 +1,14 @@
 """perpkit figures without computing: what is stored, what is left, and whose models they are."""
 
 import pytest
-from paper_parts import TINY, figures
+from paper_parts import figures
 
-from perpkit.experiments.paper import scales
 from perpkit.experiments.paper.jobs import job_store
 from perpkit.experiments.paper.recipe import same_model
 from perpkit.experiments.paper.recipes import recipe
 from perpkit.experiments.paper.scales import scale_of
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """The scale "quick" is the tiny one."""
-    monkeypatch.setitem(scales.SCALES, "quick", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_scale")
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def _difference(column: str, value: float) -> str:
     if value != value:
         return "–"
     if column in PERCENT:
-        # A sign before a zero would say something.
+        # No -0.00.
         return f"{round(100 * value, 2) + 0.0:+.2f} points"
     return f"{value:+.0f}" if column == "tokens_per_second" or abs(value) >= 1000 else f"{value:+.2f}"
 

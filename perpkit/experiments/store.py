@@ -2,9 +2,7 @@
 
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .database import Database
+from .export import write_table
 from .rows import Stored, delete, insert
 
 if TYPE_CHECKING:
@@ -121,29 +120,7 @@ class Store:
         Raises ValueError for another suffix, a table that Parquet cannot hold, and a file that cannot be
         written.
         """
-        target = Path(path).expanduser()
-        suffix = target.suffix.lower()
-        if suffix not in (".csv", ".parquet"):
-            raise ValueError(f"cannot export to {str(target)!r}: name a file that ends in .csv or .parquet")
-        table = self.table() if table is None else table
-        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("xb") as file:
-                if suffix == ".csv":
-                    table.to_csv(file, index=False)
-                else:
-                    table.to_parquet(file, index=False)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
-        except OSError as error:
-            raise ValueError(f"cannot write {str(target)!r}: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{suffix} cannot hold this table, export to .csv: {error}") from error
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+        write_table(path, self.table() if table is None else table)
 
     def _row(self, stored: Stored) -> dict:
         try:

@@ -1,10 +1,9 @@
 """Rows in a .csv or .parquet file: those of earlier runs, and the file written anew after each row."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..store import Store
+from ..export import write_table
 from .rows import ASKED, FOUND, Rows, asked_for
 
 COLUMNS = {**ASKED, **FOUND}
@@ -48,6 +47,7 @@ def write_rows(rows: Rows, path: Path) -> None:
 
     Raises ValueError when it cannot be written.
 
+    >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
     >>> write_rows({}, path)
     >>> read_rows(path)
@@ -57,9 +57,7 @@ def write_rows(rows: Rows, path: Path) -> None:
 
     # As objects, or a missing value would make numbers with a point of whole ones.
     table = pd.DataFrame(list(rows.values()), columns=list(COLUMNS), dtype=object)
-    with tempfile.TemporaryDirectory() as folder:
-        # Stores can write any table; one of our own leaves the user's alone.
-        Store(Path(folder) / "rows.sqlite").export(path, table)
+    write_table(path, table)
 
 
 def _value(value: Any, kind: type) -> Any:
