@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import perpkit as pk
+from perpkit.pruning.inputs import added_gram
+from perpkit.retraining.adapters import masklora
 from perpkit.retraining.adapters.masklora import mask_lora_linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -49,6 +51,19 @@ def test_masks_that_would_fill_the_gpu_stay_in_the_hosts_memory(make_model, wind
     there.check(gpu)
     pk.retrain(gpu, windows, masks=there, subset="full", steps=2, batch=2, lr=1e-3, progress=False)
     there.check(gpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gram_matrix_of_16_bits_is_as_exact_as_in_float32(dtype):
+    draw = torch.Generator().manual_seed(0)
+    # All alike, as deep models make them, and one input that stands out: sums of numbers of one sign.
+    rows = (1 + 0.1 * torch.randn(1, 20_000, 256, generator=draw)).to(dtype).cuda()
+    rows[..., 7] *= 30
+    exact = rows.double().mT @ rows.double()
+    in_float32 = rows.float().mT @ rows.float()
+    ours = added_gram(added_gram(None, rows[:, :9000]), rows[:, 9000:])
+    assert ours.dtype == torch.float32
+    assert (ours - exact).norm() <= max(1e-5 * exact.norm(), 3 * (in_float32 - exact).norm())
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
@@ -101,8 +116,12 @@ def test_offloading_holds_one_block_at_a_time(make_model, windows):
 # --- retraining -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["kernels", "blocks"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
-def test_masklora_on_a_gpu_has_the_gradients_of_the_formula(precision):
+def test_masklora_on_a_gpu_has_the_gradients_of_the_formula(precision, how, monkeypatch):
+    assert masklora.kernels(*torch.zeros(5, 2, 2, device="cuda")) is not None
+    if how == "blocks":
+        monkeypatch.setattr(masklora, "kernels", lambda *tensors: None)
     draw = torch.Generator().manual_seed(0)
     x, g = (torch.randn(3, 40, 256, generator=draw).cuda() for _ in range(2))
     weight, a, b = (

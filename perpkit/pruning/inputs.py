@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from .layers import Matrix
 
+# Tokens that a tensor core sums: as many leave an error like that of sums in float32.
+SUMMED = 1024
+
 
 @dataclass
 class Inputs:
@@ -25,13 +28,13 @@ class Inputs:
 
     def add(self, rows: torch.Tensor, with_gram: bool) -> None:
         """Count in more inputs `[groups, tokens, in]`, in float32 at least."""
-        rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-        squares = rows.square().sum(1)
+        rows = rows.detach()
+        squares = rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(1)
         self.squares = squares if self.squares is None else self.squares.add_(squares)
         if with_gram:
             if self.gram is None:
-                self.gram = rows.new_zeros(*squares.shape, squares.shape[-1])
-            self.gram.baddbmm_(rows.mT, rows)
+                self.gram = squares.new_zeros(*squares.shape, squares.shape[-1])
+            self.gram = added_gram(self.gram, rows)
         self.tokens += rows.shape[1]
 
     def norms(self, out: int) -> torch.Tensor:
@@ -39,6 +42,28 @@ class Inputs:
         assert self.squares is not None
         norms = self.squares.sqrt()
         return norms[0] if len(norms) == 1 else norms.repeat_interleave(out // len(norms), 0)
+
+
+def added_gram(total: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    """`total + XᵀX` for inputs `[groups, tokens, in]`, `[groups, in, in]` in float32 at least; `total` may
+    be written to.
+
+    >>> added_gram(None, torch.tensor([[[1.0, 2.0]]])).tolist()
+    [[[1.0, 2.0], [2.0, 4.0]]]
+    """
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    if rows.is_cuda and rows.dtype != wide and "dtype" in torch.ops.aten.baddbmm.overloads():
+        # Products of 16-bit numbers are exact in float32, and tensor cores form them ten times as fast; but
+        # they cut their sums off instead of rounding them, so that a long one would come out too small.
+        for some in rows.split(SUMMED, dim=1):
+            if total is None:
+                total = torch.bmm(some.mT, some, out_dtype=wide)
+            else:
+                total = torch.baddbmm(total, some.mT, some, out_dtype=wide)
+        assert total is not None
+        return total
+    rows = rows.to(wide)
+    return rows.mT @ rows if total is None else total.baddbmm_(rows.mT, rows)
 
 
 def input_rows(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

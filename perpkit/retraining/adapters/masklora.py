@@ -1,11 +1,17 @@
 """MaskLoRA's linear map as an exact autograd function that keeps nothing of the weight's size.
 
 It is a registered operator, so that `torch.compile` sees one node and checkpointing and autocast treat it as
-any other. The effective weight is formed again whenever it is needed, a block at a time in one buffer.
+any other. The effective weight is formed again whenever it is needed: a block at a time in one buffer, or the
+whole of it on a GPU, by the kernels of `fused`.
 """
+
+import importlib.util
+from functools import cache, wraps
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Rows (forward) or columns (backward) of the effective weight that exist at once.
 BLOCK = 512
@@ -31,9 +37,9 @@ def mask_lora_linear(
     `lora_B` `[out, r]`, `bias` `[out]`; returns `[..., out]`. With `g = ∂L/∂y` and `E = (gᵀx) ⊙ M` the
     gradients are `∂B = σ E Aᵀ`, `∂A = σ Bᵀ E`, `∂x = g (W + M ⊙ σBA)` (PERP, MaskLoRA; section 4 of the
     methods), and `∂W = gᵀx` if asked for. The mask is the explicit one: a kept weight that is zero trains.
-    `block` bounds the rows or columns of the effective weight that exist at a time; the result does not
-    depend on it beyond rounding. Under autocast the products are formed in its type, the sum `W + M ⊙ σBA`
-    in the weight's. Gradients of gradients are not defined.
+    `block` bounds the rows or columns of the effective weight that exist at a time (a GPU's kernels form all
+    of it at once); the result does not depend on it beyond rounding. Under autocast the products are formed
+    in its type, the sum `W + M ⊙ σBA` in the weight's. Gradients of gradients are not defined.
 
     Raises ValueError for shapes or types that do not fit and a block below 1.
 
@@ -67,11 +73,42 @@ def mask_lora_linear(
         dtype = x.dtype
     else:
         raise ValueError(f"x is {x.dtype} and the weight {weight.dtype}: cast one of them, or use autocast")
-    return _forward(x, weight, mask, lora_A, lora_B, bias, scale, block, dtype)
+    inputs = (x, weight, mask, lora_A, lora_B, bias, scale, block, dtype)
+    if not torch.compiler.is_compiling() and kernels(x, weight, mask, lora_A, lora_B) is not None:
+        # To look an operator up takes longer than to launch the kernels.
+        return _Linear.apply(*inputs)
+    return _forward(*inputs)
 
 
-@torch.library.custom_op("perpkit::mask_lora_linear", mutates_args=())
-def _forward(
+def kernels(x: Tensor, weight: Tensor, mask: Tensor, lora_a: Tensor, lora_b: Tensor) -> ModuleType | None:
+    """The module `fused` if its kernels can work on these tensors, else None.
+
+    They are for NVIDIA's GPUs from Ampere on, where Triton is installed as it is with torch; not for float64.
+
+    >>> kernels(*torch.zeros(5, 2, 2)) is None
+    True
+    """
+    if not x.is_cuda or torch.float64 in (x.dtype, weight.dtype):
+        return None
+    module = _kernels_on(x.device)
+    if module is None or len(lora_a) > module.LARGEST_RANK:
+        return None
+    plain = weight.is_contiguous() and mask.is_contiguous()
+    if not (plain or (weight.t().is_contiguous() and mask.t().is_contiguous())):
+        return None
+    return module if lora_a.is_contiguous() and lora_b.is_contiguous() else None
+
+
+@cache
+def _kernels_on(device: torch.device) -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    from . import fused
+
+    return fused
+
+
+def _linear(
     x: Tensor,
     weight: Tensor,
     mask: Tensor,
@@ -82,6 +119,9 @@ def _forward(
     block: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    if (module := kernels(x, weight, mask, lora_a, lora_b)) is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            return module.linear(x, weight, mask, lora_a, lora_b, bias, scale, dtype)
     rows, columns = weight.shape
     flat = x.reshape(-1, columns).to(dtype).contiguous()
     a, b = lora_a.to(weight.dtype), (scale * lora_b).to(weight.dtype)
@@ -97,13 +137,15 @@ def _forward(
     return y.view(*x.shape[:-1], rows)
 
 
+_forward = torch.library.custom_op("perpkit::mask_lora_linear", _linear, mutates_args=())
+
+
 @_forward.register_fake
 def _(x, weight, mask, lora_a, lora_b, bias, scale, block, dtype):
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("perpkit::mask_lora_linear_backward", mutates_args=())
-def _backward(
+def _linear_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -118,6 +160,9 @@ def _backward(
     for_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, lora_a and lora_b, those that are not needed empty."""
+    if (module := kernels(x, weight, mask, lora_a, lora_b)) is not None:
+        needed = (for_x, for_weight, for_a, for_b)
+        return module.gradients(grad, x, weight, mask, lora_a, lora_b, scale, needed)
     rows, columns = weight.shape
     dtype = grad.dtype
     flat = x.reshape(-1, columns).to(dtype).contiguous()
@@ -155,6 +200,14 @@ def _backward(
     return dx, dw, da, db
 
 
+@torch.library.custom_op("perpkit::mask_lora_linear_backward", mutates_args=())
+@wraps(_linear_backward)
+def _backward(*inputs):
+    dx, dw, da, db = _linear_backward(*inputs)
+    # The kernels give parts of one tensor, which the results of an operator may not be.
+    return dx, dw, da.clone(), db.clone()
+
+
 @_backward.register_fake
 def _(grad, x, weight, mask, lora_a, lora_b, scale, block, for_x, for_weight, for_a, for_b):
     return _empty_gradients((x, for_x), (weight, for_weight), (lora_a, for_a), (lora_b, for_b))
@@ -170,17 +223,31 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, weight, mask, lora_a, lora_b)
 
 
-def _gradients(ctx, grad: Tensor):
+def _gradients(ctx, grad: Tensor, backward=_backward):
     x, weight, mask, lora_a, lora_b = ctx.saved_tensors
     for_x, for_weight, _, for_a, for_b, for_bias, *_ = ctx.needs_input_grad
     needed = (for_x, for_weight, for_a, for_b)
-    found = _backward(grad, x, weight, mask, lora_a, lora_b, ctx.scale, ctx.block, *needed)
+    found = backward(grad, x, weight, mask, lora_a, lora_b, ctx.scale, ctx.block, *needed)
     dx, dw, da, db = (part if need else None for part, need in zip(found, needed, strict=True))
     dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype) if for_bias else None
     return dx, dw, None, da, db, dbias, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
+
+
+class _Linear(torch.autograd.Function):
+    """The same without the registry of operators."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _save(ctx, inputs, None)
+        return _linear(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _gradients(ctx, grad, _linear_backward)
 
 
 class _Buffer:

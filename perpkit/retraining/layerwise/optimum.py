@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...pruning.inputs import added_gram
+
 # Floats that the systems solved at once by Cholesky may take.
 CHOLESKY_VALUES = 2**24
 # The gain of so many steps ahead estimates how far conjugate gradients still are from the optimum.
@@ -38,8 +40,8 @@ class Moments:
         """Count in more inputs `[groups, tokens, in]` of the pruned model, and those of the dense one for the
         same tokens, in float32 at least.
         """
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        self.gram = _added(self.gram, rows, rows)
+        self.gram = added_gram(self.gram, rows)
+        rows = rows.to(self.gram)
         if dense is not None:
             change = dense.to(rows) - rows
             self.cross = _added(self.cross, rows, change)

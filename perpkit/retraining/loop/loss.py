@@ -90,8 +90,11 @@ def chunked_loss(
     >>> round(float(chunked_loss(hidden, weight, None, entropy, rows=2)), 4)
     0.6931
     """
-    # A GPU needs larger products to be busy.
-    rows = rows or max(1, (2 if hidden.is_cuda else 1) * LOGITS_AT_ONCE // len(weight))
+    if rows is None:
+        rows = max(1, LOGITS_AT_ONCE // len(weight))
+        if hidden.is_cuda:
+            # A GPU needs larger products to be busy, of as many rows as its tiles have.
+            rows = 1 << (4 * rows).bit_length() - 1
     if torch.is_grad_enabled():
         return _ThroughHead.apply(hidden, weight, bias, row_loss, rows)
     return _forward(hidden, weight, bias, row_loss, rows, (False, False, False))[0]
