@@ -2,8 +2,8 @@
 
 The floor is a dense forward pass and the gradient of its input. Everything is timed in turns, the medians of
 all turns compared. On a CPU one thread works and its CPU time counts, so that a busy machine does not spoil
-the ratios; memory is the rise of the process's peak, in a process of its own. On a GPU the bars are others:
-the kernels against the same by blocks, and the peak against that of LoRA.
+the ratios; memory is the rise of the process's peak, in a process of its own. On a GPU, whose allocator
+counts, the bars are others: the kernels against the same by blocks, and the peak against that of LoRA.
 """
 
 import argparse
@@ -185,11 +185,15 @@ def main() -> None:
         compare("plain autograd on the formula", layer.saved_bytes(plain=True) / 2**20, size, "M")
         names = list(contenders(layer))
         del layer
-        peaks = {}
+        peaks: dict[str, float] = {}
         for name in names:
-            # A process of its own each time: a peak never falls.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                peaks[name] = process.submit(peak_rise, name, dtype, device).result() / 2**20
+            if device == "cpu":
+                # A process of its own each time: a peak never falls.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    rise = process.submit(peak_rise, name, dtype, device).result()
+            else:
+                rise = peak_rise(name, dtype, device)
+            peaks[name] = rise / 2**20
         what, ours = f"{OURS}, {short}, {PEAK_TOKENS} tokens, peak rise", peaks.pop(OURS)
         if device == "cpu":
             bars.at_most(what, ours, size, PEAK, "M")

@@ -20,7 +20,7 @@ measure() {
 }
 
 try 60 "$python" -c 'import torch, transformers; print(torch.cuda.get_device_name(), torch.__version__, transformers.__version__)'
-try 600 "$python" -m pytest -q -W default tests/test_gpu.py
+try 600 "$python" -m pytest -q -W default tests/test_gpu.py tests/test_fused.py
 for script in pruning masklora retraining reconstruction; do
     try 150 "$python" "benchmarks/$script.py"
 done

@@ -29,6 +29,7 @@ def linear(
     """`x (W + M ⊙ σBA)ᵀ + b` in `dtype`, through one effective weight that is gone afterwards.
 
     `weight` and `mask` `[out, in]` are both contiguous or both transposed in memory; the factors contiguous.
+    Under autocast `dtype` is its type, so that it has nothing to cast.
     """
     whole = effective(weight, mask, lora_a, lora_b, scale, torch.empty_like(weight, dtype=dtype))
     return F.linear(x.to(dtype), whole, None if bias is None else bias.to(dtype))

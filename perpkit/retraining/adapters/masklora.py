@@ -120,8 +120,7 @@ def _linear(
     dtype: torch.dtype,
 ) -> Tensor:
     if (module := kernels(x, weight, mask, lora_a, lora_b)) is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            return module.linear(x, weight, mask, lora_a, lora_b, bias, scale, dtype)
+        return module.linear(x, weight, mask, lora_a, lora_b, bias, scale, dtype)
     rows, columns = weight.shape
     flat = x.reshape(-1, columns).to(dtype).contiguous()
     a, b = lora_a.to(weight.dtype), (scale * lora_b).to(weight.dtype)
