@@ -175,3 +175,15 @@ def test_reconstruction_on_a_gpu_is_that_on_a_cpu(make_model, windows, unit, off
         torch.testing.assert_close(
             *(torch.tensor(table[column].to_numpy()) for table in tables), rtol=1e-5, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("kind", ["lora", "mask_lora"])
+def test_only_adapters_that_read_their_masks_have_them_on_the_gpu(make_model, kind):
+    model = make_model("opt").cuda()
+    masks = pk.prune(model, "magnitude", sparsity=0.0)
+    host = pk.Masks({name: mask.cpu() for name, mask in masks.items()})
+    pk.attach(model, host, kind, rank=4)
+    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith("_mask")]
+    assert buffers
+    assert all(buffer.is_cuda == (kind == "mask_lora") for buffer in buffers)
+    pk.merge(model)

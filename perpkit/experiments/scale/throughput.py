@@ -117,7 +117,7 @@ def _measured(setting: Setting) -> dict:
     model: Any = random_model(s.model, layers=s.layers, dtype=s.dtype, device=s.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     masks = prune(model, "magnitude", sparsity=SPARSITY, progress=False)
-    if s.method not in ("full", "mask_lora", "lora"):
+    if s.method not in ("full", "mask_lora"):
         # Of no use on the device: what is pruned is not trained.
         masks = Masks({name: mask.cpu() for name, mask in masks.items()})
     tokens = torch.randint(model.config.vocab_size, (s.batch * 4, s.length), generator=_generator())

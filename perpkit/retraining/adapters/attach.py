@@ -118,7 +118,10 @@ def install(
         module, weight = everything[name][0].module, everything[name][0].weight()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         factors = (factor.detach().to(weight.device, dtype, copy=True) for factor in (a, b))
-        mask = mask_of(name, weight, masks).to(weight.device)
+        mask = mask_of(name, weight, masks)
+        if adapter.kind != "lora":
+            # LoRA trains without it: there is no need to have it on a GPU.
+            mask = mask.to(weight.device)
         put_on(module, name.rpartition(".")[2], adapter, mask, *factors)
     added = adapter_parameters(model)
     return {name: added[name] for parameter in wanted for name in factors_of(parameter)}

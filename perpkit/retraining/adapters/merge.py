@@ -66,7 +66,8 @@ def _merge(matrix: Matrix, module: Adapted, key: str, adapter: Adapter) -> float
     """Merge one matrix in place and return the relative change."""
     factors = module.factors(key)
     a, b = factors if matrix.expert is None else (factor[matrix.expert] for factor in factors)
-    weight, mask = matrix.view(matrix.weight()), matrix.view(module.get_buffer(mask_name(key)))
+    weight = matrix.view(matrix.weight())
+    mask = matrix.view(module.get_buffer(mask_name(key))).to(weight.device)
     trained = adapter.effective(weight.to(a.dtype), mask, a, b)
     matrix.assign(matrix.weight(), torch.where(mask, trained, 0.0))
     norm = trained.norm()
