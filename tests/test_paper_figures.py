@@ -22,6 +22,7 @@ from perpkit.experiments.paper.jobs import Job
 from perpkit.experiments.paper.recipes import RECIPES, recipe, recipes
 from perpkit.experiments.paper.reproduce import reproduce
 from perpkit.experiments.paper.scales import SCALES
+from perpkit.experiments.run import NotLoaded
 from perpkit.interactive.paper import PaperFigure, draw
 from perpkit.interactive.plots.beside import plot_beside
 
@@ -272,6 +273,16 @@ def test_jobs_are_tried_in_short(store):
     left = [Job(slept, {"steps": 100}, steps=100), Job(slept, {"steps": 200}, steps=200)]
     assert job_seconds(left, pk.Store(store)) == pytest.approx(3, rel=0.3)
     assert job_seconds([], pk.Store(store)) == 0
+
+
+def lost(steps: int) -> list[dict]:
+    raise NotLoaded("no pictures in 'nowhere'")
+
+
+@pytest.mark.parametrize("settings", [{"steps": 100}, {"steps": 0}])
+def test_a_job_that_cannot_be_tried_says_why_and_is_not_counted_as_no_time(store, settings):
+    with pytest.raises(ValueError, match="no pictures in 'nowhere'"):
+        job_seconds([Job(lost, settings, steps=100)], pk.Store(store))
 
 
 def test_memory_is_that_of_weights_and_optimiser():

@@ -298,6 +298,15 @@ def test_a_jobs_key_knows_the_files_that_it_reads(tmp_path):
     assert len({*keys}) == 3
 
 
+def test_models_of_the_papers_have_the_batches_of_the_papers():
+    sizes = {
+        model: {(e.batch, e.accumulate) for e in recipe("table-1").experiments(PAPER, model)}
+        for model in ("facebook/opt-2.7b", "facebook/opt-30b")
+    }
+    assert sizes == {"facebook/opt-2.7b": {(2, 4)}, "facebook/opt-30b": {(1, 2)}}
+    assert PAPER.retraining(model="copies/opt-30b")["batch"] == 1
+
+
 def test_a_key_tells_settings_apart_and_not_their_order():
     assert Job(doubled, {"number": 1}).key() != Job(doubled, {"number": 2}).key()
     assert Job(doubled, {"a": 1, "b": 2}).key() == Job(doubled, {"b": 2, "a": 1}).key()

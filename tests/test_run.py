@@ -7,6 +7,7 @@ import task_parts
 import torch
 
 import perpkit as pk
+from perpkit.experiments import retraining
 from perpkit.experiments import run as running
 from perpkit.experiments.run import run
 
@@ -92,6 +93,40 @@ def test_all_settings_of_the_retraining_are_passed_on(dense):
     assert row["tokens_per_second"] * row["seconds_retrain"] == pytest.approx(2 * 2 * 2 * 16)
 
 
+@pytest.mark.parametrize("retrain", ["biases", "mask_lora", "full"])
+def test_a_retraining_for_which_memory_is_short_computes_activations_again(monkeypatch, retrain):
+    experiment = pk.Experiment(sparsity=0.6, retrain=retrain, rank=2, lr=0.01, **SHORT)
+    wanted = run(experiment)
+    real, ways = retraining.retrain, []
+
+    def short(*given, checkpointing, **more):
+        ways.append(checkpointing)
+        if not checkpointing:
+            # In its midst: what it has done to the model must not be seen afterwards.
+            real(*given, checkpointing=False, **{**more, "steps": 1})
+            raise torch.OutOfMemoryError("no room")
+        return real(*given, checkpointing=True, **more)
+
+    monkeypatch.setattr(retraining, "retrain", short)
+    row = run(experiment)
+    assert ways == [False, True]
+    assert row["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-5)
+    assert row["tokens_per_second"] * row["seconds_retrain"] == pytest.approx(2 * 2 * 16)
+
+
+def test_a_retraining_for_which_memory_is_too_short_either_way_fails_with_its_own_error(monkeypatch):
+    ways = []
+
+    def too_short(*given, checkpointing, **more):
+        ways.append(checkpointing)
+        raise torch.OutOfMemoryError(f"no room {len(ways)}")
+
+    monkeypatch.setattr(retraining, "retrain", too_short)
+    with pytest.raises(torch.OutOfMemoryError, match="no room 2"):
+        run(pk.Experiment(sparsity=0.6, retrain="biases", lr=0.01, **SHORT))
+    assert ways == [False, True]
+
+
 def test_the_dtype_is_that_of_the_weights():
     whole, half = (run(pk.Experiment(length=16, dtype=dtype)) for dtype in ("float32", "bfloat16"))
     assert half["dense_perplexity"] != whole["dense_perplexity"]
@@ -123,13 +158,14 @@ def calls(monkeypatch):
     running.forget()
     counted = {}
     for name in ("load_model", "load_text", "prune", "reconstruct", "retrain", "perplexity"):
-        real = getattr(running, name)
+        where = retraining if name == "retrain" else running
+        real = getattr(where, name)
 
         def counting(*args, name=name, real=real, **kwargs):
             counted[name] = counted.get(name, 0) + 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(running, name, counting)
+        monkeypatch.setattr(where, name, counting)
     yield counted
     running.forget()
 

@@ -8,6 +8,7 @@ import pytest
 from explorer_parts import Runs, made_row
 
 import perpkit as pk
+from perpkit.experiments import retraining
 from perpkit.experiments import run as running
 from perpkit.experiments import sweep as sweeping
 from perpkit.experiments.run import run
@@ -58,9 +59,9 @@ def test_an_interrupted_sweep_keeps_its_rows_and_goes_on_from_there(store, runs)
 
 def test_cancel_takes_effect_within_one_training_step(store, monkeypatch):
     done = []
-    retrain = running.retrain
+    retrain = retraining.retrain
     monkeypatch.setattr(
-        running,
+        retraining,
         "retrain",
         lambda *args, **kwargs: retrain(*args, **kwargs, on_step=lambda step, loss: done.append(step)),
     )

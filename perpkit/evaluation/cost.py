@@ -49,6 +49,15 @@ def _free_on_host() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; torch has no exception of its own for that of a CPU.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(ValueError("rank is 0"))
+    (True, False)
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Cost:
     """Measures the work inside its `with` block: `seconds` by phase, and `peak_memory` in bytes.
 

@@ -5,10 +5,11 @@ import traceback
 
 import torch
 
+from ..evaluation.cost import out_of_memory
 from . import run as running
 from .experiment import RESULT_FORMAT, Experiment
-from .run import Cancel, NotLoaded
-from .shared import Cancelled, check
+from .run import NotLoaded
+from .shared import Cancel, Cancelled, check
 
 
 def attempt(experiment: Experiment, cancelled: Cancel = None, key: str | None = None) -> dict:
@@ -28,11 +29,6 @@ def attempt(experiment: Experiment, cancelled: Cancel = None, key: str | None = 
 def failed_row(experiment: Experiment, error: str, details: str) -> dict:
     """The row of a run that has failed."""
     return {**experiment.asdict(), "error": error, "traceback": details, "format": RESULT_FORMAT}
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether there was not enough memory; torch has no exception of its own for that of a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _row(experiment: Experiment, cancelled: Cancel) -> dict:

@@ -1,35 +1,29 @@
 """One run: load, prune, reconstruct, retrain, measure; its row."""
 
 import copy
-from collections.abc import Callable
+import gc
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
-from ..evaluation.cost import Cost, device_name
+from ..evaluation.cost import Cost, device_name, out_of_memory
 from ..evaluation.perplexity import perplexity
 from ..evaluation.zero_shot import mean_accuracy, zero_shot
 from ..pruning.masks import Masks
 from ..pruning.prune import CALIBRATED, prune
-from ..retraining.adapters.attach import attach
-from ..retraining.adapters.merge import merge
 from ..retraining.layerwise.reconstruct import reconstruct
-from ..retraining.loop.retrain import retrain
-from ..retraining.subsets import needs_untied_head, trainable_share, untie_head
 from ..sources.models import best_device, load_model
 from ..sources.text import Text, load_text
 from .experiment import RESULT_FORMAT, Experiment
-from .shared import Shared, check
+from .retraining import retrained
+from .shared import Cancel, Shared, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Bytes of models that are kept for other rows beside the one in work.
 KEPT_BYTES = 2**31
-
-Cancel = Callable[[], bool] | None
 
 
 class NotLoaded(ValueError):
@@ -90,14 +84,13 @@ def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     dense = _loaded(experiment, cancelled)
     measured = _dense_measures(dense, experiment, cancelled)
     pruned = _prepared(experiment, dense, cancelled)
-    # Measuring leaves a model as it is; only a retraining, or another device, needs one of its own.
-    alone = experiment.retrain != "none" or dense.home.type != "cpu"
-    model = _copied(pruned.model, dense.home) if alone else pruned.model
+    share, tokens = 0.0, 0
     with Cost(dense.home) as cost:
-        share, tokens = 0.0, 0
         if experiment.retrain != "none":
-            with cost.phase("retrain"):
-                share, tokens = _retrained(model, pruned.masks, dense.text, experiment, cancelled)
+            model, share, tokens = _retrained(pruned, dense, experiment, cost, cancelled)
+        else:
+            # Measuring leaves a model as it is; only another device needs one of its own.
+            model = pruned.model if dense.home.type == "cpu" else _copied(pruned.model, dense.home)
         with cost.phase("measure"):
             reached = measures(model, dense, experiment, cancelled)
     seconds = {**pruned.seconds, "retrain": 0.0, **cost.seconds}
@@ -244,37 +237,26 @@ def needs_calibration(experiment: Experiment) -> bool:
 
 
 def _retrained(
-    model: "PreTrainedModel", masks: Masks, text: Text, experiment: Experiment, cancelled: Cancel
-) -> tuple[float, int]:
-    """Retrain a pruned model in place; the share of the parameters that were trained, and the tokens."""
-    e = experiment
-    parts = e.retrain.split("+")
-    if e.adapter is not None:
-        assert e.rank is not None
-        assert e.alpha is not None
-        start = e.start if e.adapter == "scale_lora" else None
-        attach(model, masks, e.adapter, rank=e.rank, alpha=e.alpha, start=start, seed=e.seed)
-    subset = "+".join("lora" if part == e.adapter else part for part in parts)
-    if needs_untied_head(subset):
-        untie_head(model)
-    share = trainable_share(model, subset)
-    history: pd.DataFrame = retrain(
-        model,
-        text.train,
-        masks=masks,
-        subset=subset,
-        steps=e.steps,
-        lr=e.lr or 0.0,
-        batch=e.batch,
-        accumulate=e.accumulate,
-        schedule=e.schedule,
-        weight_decay=e.weight_decay,
-        seed=e.seed,
-        progress=False,
-        cancelled=cancelled,
-    )
-    check(cancelled)
-    if e.adapter not in (None, "lora"):
-        # A plain LoRA on pruned weights cannot be merged: it is measured beside them.
-        merge(model)
-    return share, len(history) * e.batch * e.accumulate * text.train.shape[1]
+    pruned: Pruned, dense: Dense, experiment: Experiment, cost: Cost, cancelled: Cancel
+) -> tuple["PreTrainedModel", float, int]:
+    """A pruned model retrained, the share of the parameters that were trained, and the tokens.
+
+    Where there is not enough memory, activations are computed again in the backward pass: that takes longer,
+    and gives the same.
+    """
+    for checkpointing in (False, True):
+        model = _copied(pruned.model, dense.home)
+        try:
+            with cost.phase("retrain"):
+                return model, *retrained(
+                    model, pruned.masks, dense.text, experiment, checkpointing, cancelled
+                )
+        except Exception as error:
+            if checkpointing or not out_of_memory(error):
+                raise
+        # What was lost takes no part in the speed.
+        del model, cost.seconds["retrain"]
+        gc.collect()
+        if dense.home.type == "cuda":
+            torch.cuda.empty_cache()
+    raise AssertionError("the second attempt returns or raises")

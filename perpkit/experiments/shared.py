@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
+Cancel = Callable[[], bool] | None
 
 SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -14,7 +15,7 @@ class Cancelled(Exception):
     """The sweep was cancelled; finished rows are in the store."""
 
 
-def check(cancelled: Callable[[], bool] | None) -> None:
+def check(cancelled: Cancel) -> None:
     """Raise Cancelled when `cancelled()` says so."""
     if cancelled is not None and cancelled():
         raise Cancelled

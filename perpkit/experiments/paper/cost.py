@@ -25,6 +25,8 @@ def job_seconds(left: Iterable[Job], store: Store) -> float:
 
     Jobs of the same function that were finished on this device say it, in proportion to their steps; where
     there is none, one of each function is tried with one step and with three.
+
+    Raises ValueError when one that is tried fails, such as for pictures that cannot be had.
     """
     kinds: dict[str, list[Job]] = defaultdict(list)
     for job in left:
@@ -63,11 +65,11 @@ def _tried(job: Job) -> tuple[float, float]:
     """The same of one job, really run in short versions; the first of them loads what all need."""
     axis = next((name for name in SHORTENED if job.settings.get(name)), None)
     if axis is None:
-        attempt(job)
+        _seconds(job)
         return _seconds(job), 0.0
     whole = int(job.settings[axis])
     short, longer = (replace(job, settings={**job.settings, axis: min(whole, n)}) for n in (FEWEST, FEW))
-    attempt(short)
+    _seconds(short)
     least, more = _seconds(short), _seconds(longer)
     each = job.steps / whole
     slope = max(0.0, more - least) / (each * max(1, min(whole, FEW) - FEWEST))
@@ -76,7 +78,8 @@ def _tried(job: Job) -> tuple[float, float]:
 
 def _seconds(job: Job) -> float:
     started = time.perf_counter()
-    attempt(job)
+    if error := attempt(job)["error"]:
+        raise ValueError(error)
     return time.perf_counter() - started
 
 

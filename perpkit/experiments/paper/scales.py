@@ -45,7 +45,8 @@ class Scale:
     """How large the figures are computed.
 
     `models` are those of every figure, None those of the papers' own tables. `iterations` are shorter
-    retrainings than `steps`, in figures over iterations. `seeds` are those of figures of perplexity,
+    retrainings than `steps`, in figures over iterations. `sizes` are batch and accumulation of the models,
+    by name, for which these are others. `seeds` are those of figures of perplexity,
     `asked_seeds` and `asked_sparsities` of those of `tasks`, which take longer. `vision` None leaves out the
     figures of image classifiers.
     """
@@ -64,6 +65,7 @@ class Scale:
     iterations: tuple[int, ...] = (5, 20, 50)
     batch: int = 4
     accumulate: int = 1
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rank: int = 4
     unit_steps: int = 100
     unit_lr: float = 1e-2
@@ -75,8 +77,10 @@ class Scale:
         return self.models is None
 
     def retraining(self, **changes: Any) -> dict[str, Any]:
-        """The settings of `Experiment` that all retrainings of this scale share."""
-        common = {"steps": self.steps, "batch": self.batch, "accumulate": self.accumulate}
+        """The settings of `Experiment` that all retrainings of this scale share, of a model if it is told."""
+        name = Path(changes.get("model", "")).name
+        batch, accumulate = self.sizes.get(name, (self.batch, self.accumulate))
+        common = {"steps": self.steps, "batch": batch, "accumulate": accumulate}
         return {"text": self.text, "dtype": self.dtype, **common, **changes}
 
 
@@ -88,8 +92,10 @@ _LARGE: dict[str, Any] = {
     "asked_seeds": (0, 1, 2),
     "steps": 1000,
     "iterations": (10, 50, 100, 300),
+    # PERP v1, appendix.
     "batch": 2,
     "accumulate": 4,
+    "sizes": {"opt-30b": (1, 2)},
     "rank": RANK,
     "unit_steps": 200,
     "unit_lr": 1e-3,

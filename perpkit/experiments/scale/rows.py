@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...evaluation.cost import device_name
-from ..attempt import out_of_memory
+from ...evaluation.cost import device_name, out_of_memory
 
 # What is asked for, by which a row is told from others. Every row has all columns: a file may hold all kinds.
 ASKED = {
