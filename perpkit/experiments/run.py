@@ -241,8 +241,8 @@ def _retrained(
 ) -> tuple["PreTrainedModel", float, int]:
     """A pruned model retrained, the share of the parameters that were trained, and the tokens.
 
-    Where there is not enough memory, activations are computed again in the backward pass: that takes longer,
-    and gives the same.
+    Where there is not enough memory, activations are computed again in the backward pass: that takes longer
+    and gives the same. (The row's peak memory is then that of both attempts.)
     """
     for checkpointing in (False, True):
         model = _copied(pruned.model, dense.home)

@@ -56,6 +56,7 @@ def gradients(
         outer = torch.mm(grad.t(), flat) if weight.is_contiguous() else torch.mm(flat.t(), grad).t()
         if for_a or for_b:
             da, db = factor_gradients(outer, mask, lora_a, lora_b, scale)
+            da, db = da.to(lora_a.dtype), db.to(lora_b.dtype)
         if for_weight:
             dw = outer.to(weight.dtype)
         else:
@@ -76,10 +77,12 @@ def effective(
     transposed = not weight.is_contiguous()
     rows, columns = weight.shape[::-1] if transposed else weight.shape
     rank, tile = len(lora_a), (32, 128)
-    _effective_kernel[(triton.cdiv(rows, tile[0]), triton.cdiv(columns, tile[1]))](
-        *(weight, mask, lora_a, lora_b, out, scale, rows, columns),
-        *(rank, _padded(rank), transposed, *tile),
-    )
+    # Triton launches on the current GPU, which need not be the tensors'.
+    with torch.cuda.device_of(weight):
+        _effective_kernel[(triton.cdiv(rows, tile[0]), triton.cdiv(columns, tile[1]))](
+            *(weight, mask, lora_a, lora_b, out, scale, rows, columns),
+            *(rank, _padded(rank), transposed, *tile),
+        )
     return out
 
 
@@ -96,12 +99,13 @@ def factor_gradients(
     parts = outer.new_empty(PARTS, rank * (rows + columns), dtype=torch.float32)
     # Of 32 bits, larger tiles or fewer warps would not fit the registers.
     tile, warps = ((64, 128), 4) if outer.element_size() == 2 else ((64, 64), 8)
-    _factor_gradients_kernel[(PARTS, PARTS)](
-        *(outer, mask, lora_a, lora_b, parts, scale, rows, columns),
-        *(triton.cdiv(rows, PARTS), triton.cdiv(columns, PARTS), rank, _padded(rank), transposed),
-        *tile,
-        num_warps=warps,
-    )
+    with torch.cuda.device_of(outer):
+        _factor_gradients_kernel[(PARTS, PARTS)](
+            *(outer, mask, lora_a, lora_b, parts, scale, rows, columns),
+            *(triton.cdiv(rows, PARTS), triton.cdiv(columns, PARTS), rank, _padded(rank), transposed),
+            *tile,
+            num_warps=warps,
+        )
     of_rows, of_columns = parts.sum(0).split((rows * rank, rank * columns))
     if transposed:
         return of_rows.view(rank, rows), of_columns.view(columns, rank)

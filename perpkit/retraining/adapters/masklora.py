@@ -203,8 +203,8 @@ def _linear_backward(
 @wraps(_linear_backward)
 def _backward(*inputs):
     dx, dw, da, db = _linear_backward(*inputs)
-    # The kernels give parts of one tensor, which the results of an operator may not be.
-    return dx, dw, da.clone(), db.clone()
+    # The results of an operator are contiguous, as its fake ones, and no parts of one tensor.
+    return dx, dw.contiguous(), da.clone(), db.clone()
 
 
 @_backward.register_fake
