@@ -74,6 +74,19 @@ def test_the_gradients_of_the_factors_are_those_of_the_formula(dtype, shape, tra
     assert close(of_b, 0.7 * pruned @ a.double().T, BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sums_go_on_over_all_tiles_of_a_part(dtype, transposed, monkeypatch):
+    # Two tiles in each direction, and three of float32.
+    monkeypatch.setattr(fused, "PARTS", 1)
+    weight, mask, a, b = layer(130, 170, 4, transposed)
+    outer = torch.empty_like(weight, dtype=dtype).copy_(torch.randn(weight.shape))
+    of_a, of_b = fused.factor_gradients(outer, mask, a, b, 0.7)
+    pruned = outer.double() * mask
+    assert close(of_a, 0.7 * b.double().T @ pruned, BOUNDS[dtype])
+    assert close(of_b, 0.7 * pruned @ a.double().T, BOUNDS[dtype])
+
+
 def test_what_is_pruned_may_be_infinite_in_the_gradient(few_parts):
     weight, mask, a, b = layer(8, 16, 2)
     outer = torch.where(mask, weight, torch.inf)
@@ -124,6 +137,31 @@ def test_the_operator_that_compilers_see_gives_the_same(few_parts, monkeypatch):
     assert torch.equal(ours, seen)
     slope = torch.randn_like(ours)
     for one, other in zip(*(torch.autograd.grad(y, (x, a, b), slope) for y in (ours, seen)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("needed", [(True, False, True, True), (True, True, True, True)])
+def test_compilers_are_told_the_shapes_and_types_of_the_operators_gradients(
+    transposed, needed, few_parts, monkeypatch
+):
+    monkeypatch.setattr(masklora, "kernels", lambda *tensors: fused)
+    weight, mask, a, b = layer(20, 24, 3, transposed)
+    x, grad = torch.randn(10, 24, device=DEVICE), torch.randn(10, 20, device=DEVICE)
+    inputs = (grad, x, weight, mask, a, b, 0.7, masklora.BLOCK, *needed)
+    torch.library.opcheck(masklora._backward, inputs, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_backward_pass_under_autocast_is_as_exact_as_without(few_parts, monkeypatch):
+    monkeypatch.setattr(masklora, "kernels", lambda *tensors: fused)
+    weight, mask, a, b = layer(20, 24, 3)
+    x = torch.randn(10, 24, device=DEVICE).requires_grad_()
+    found = []
+    for inside in (False, True):
+        y = mask_lora_linear(x, weight, mask, a.requires_grad_(), b.requires_grad_(), scale=0.7)
+        with torch.autocast(DEVICE, torch.float16, enabled=inside):
+            found.append(torch.autograd.grad(y, (x, a, b), torch.ones_like(y)))
+    for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 
 

@@ -177,7 +177,7 @@ def test_reconstruction_on_a_gpu_is_that_on_a_cpu(make_model, windows, unit, off
         )
 
 
-@pytest.mark.parametrize("kind", ["lora", "mask_lora"])
+@pytest.mark.parametrize("kind", ["lora", "lora_prune", "scale_lora", "mask_lora"])
 def test_only_adapters_that_read_their_masks_have_them_on_the_gpu(make_model, kind):
     model = make_model("opt").cuda()
     masks = pk.prune(model, "magnitude", sparsity=0.0)

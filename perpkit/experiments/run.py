@@ -13,6 +13,7 @@ from ..evaluation.zero_shot import mean_accuracy, zero_shot
 from ..pruning.masks import Masks
 from ..pruning.prune import CALIBRATED, prune
 from ..retraining.layerwise.reconstruct import reconstruct
+from ..retraining.loop.modes import has_gradient_checkpointing
 from ..sources.models import best_device, load_model
 from ..sources.text import Text, load_text
 from .experiment import RESULT_FORMAT, Experiment
@@ -78,37 +79,69 @@ def forget() -> None:
 def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     """Prune, reconstruct, retrain and measure one experiment: its row.
 
+    Where memory is short for a retraining, activations are computed again, and `checkpointing` says so.
+
     Raises Cancelled when `cancelled()` said so before the row was finished, and NotLoaded.
     """
     check(cancelled)
     dense = _loaded(experiment, cancelled)
     measured = _dense_measures(dense, experiment, cancelled)
     pruned = _prepared(experiment, dense, cancelled)
-    share, tokens = 0.0, 0
-    with Cost(dense.home) as cost:
-        if experiment.retrain != "none":
-            model, share, tokens = _retrained(pruned, dense, experiment, cost, cancelled)
-        else:
-            # Measuring leaves a model as it is; only another device needs one of its own.
-            model = pruned.model if dense.home.type == "cpu" else _copied(pruned.model, dense.home)
-        with cost.phase("measure"):
-            reached = measures(model, dense, experiment, cancelled)
-    seconds = {**pruned.seconds, "retrain": 0.0, **cost.seconds}
+    try:
+        reached = _reached_by(pruned, dense, experiment, cancelled, checkpointing=False)
+    except Exception as error:
+        trained = experiment.retrain != "none" and has_gradient_checkpointing(pruned.model)
+        if not (trained and out_of_memory(error)):
+            raise
+        reached = {}
+    if not reached:
+        # Without the error, which holds all that has filled the memory.
+        gc.collect()
+        if dense.home.type == "cuda":
+            torch.cuda.empty_cache()
+        reached = _reached_by(pruned, dense, experiment, cancelled, checkpointing=True)
     return {
         **experiment.asdict(),
         **reached,
         **measured,
         "floor": dense.text.floor,
         "reached_sparsity": pruned.masks.sparsity(),
-        "trainable_share": share,
-        "seconds": sum(seconds.values()) - seconds["measure"],
-        **{f"seconds_{phase}": spent for phase, spent in seconds.items()},
-        "tokens_per_second": cost.tokens_per_second(tokens),
-        "peak_memory": max(pruned.peak, cost.peak_memory),
         "device": device_name(dense.home),
         "protocol": dense.text.protocol,
         "error": None,
         "format": RESULT_FORMAT,
+    }
+
+
+def _reached_by(
+    pruned: Pruned, dense: Dense, experiment: Experiment, cancelled: Cancel, checkpointing: bool
+) -> dict:
+    """Retrain a pruned model and measure it: what it reaches and what all of it cost, as columns.
+
+    With `checkpointing` activations are computed again in the backward pass, which takes less memory and more
+    time, and gives the same.
+    """
+    share, tokens = 0.0, 0
+    # Measuring leaves a model as it is; only a retraining, or another device, needs one of its own.
+    alone = experiment.retrain != "none" or dense.home.type != "cpu"
+    model = _copied(pruned.model, dense.home) if alone else pruned.model
+    with Cost(dense.home) as cost:
+        if experiment.retrain != "none":
+            with cost.phase("retrain"):
+                share, tokens = retrained(
+                    model, pruned.masks, dense.text, experiment, checkpointing, cancelled
+                )
+        with cost.phase("measure"):
+            reached = measures(model, dense, experiment, cancelled)
+    seconds = {**pruned.seconds, "retrain": 0.0, **cost.seconds}
+    return {
+        **reached,
+        "trainable_share": share,
+        "checkpointing": checkpointing,
+        "seconds": sum(seconds.values()) - seconds["measure"],
+        **{f"seconds_{phase}": spent for phase, spent in seconds.items()},
+        "tokens_per_second": cost.tokens_per_second(tokens),
+        "peak_memory": max(pruned.peak, cost.peak_memory),
     }
 
 
@@ -234,29 +267,3 @@ def prepared_key(experiment: Experiment) -> tuple:
 def needs_calibration(experiment: Experiment) -> bool:
     """Whether the criterion or the allocation looks at activations."""
     return experiment.criterion in CALIBRATED or experiment.allocation == "owl"
-
-
-def _retrained(
-    pruned: Pruned, dense: Dense, experiment: Experiment, cost: Cost, cancelled: Cancel
-) -> tuple["PreTrainedModel", float, int]:
-    """A pruned model retrained, the share of the parameters that were trained, and the tokens.
-
-    Where there is not enough memory, activations are computed again in the backward pass: that takes longer
-    and gives the same. (The row's peak memory is then that of both attempts.)
-    """
-    for checkpointing in (False, True):
-        model = _copied(pruned.model, dense.home)
-        try:
-            with cost.phase("retrain"):
-                return model, *retrained(
-                    model, pruned.masks, dense.text, experiment, checkpointing, cancelled
-                )
-        except Exception as error:
-            if checkpointing or not out_of_memory(error):
-                raise
-        # What was lost takes no part in the speed.
-        del model, cost.seconds["retrain"]
-        gc.collect()
-        if dense.home.type == "cuda":
-            torch.cuda.empty_cache()
-    raise AssertionError("the second attempt returns or raises")

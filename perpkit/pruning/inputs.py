@@ -32,8 +32,6 @@ class Inputs:
         squares = rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(1)
         self.squares = squares if self.squares is None else self.squares.add_(squares)
         if with_gram:
-            if self.gram is None:
-                self.gram = squares.new_zeros(*squares.shape, squares.shape[-1])
             self.gram = added_gram(self.gram, rows)
         self.tokens += rows.shape[1]
 

@@ -119,8 +119,8 @@ def install(
         dtype = torch.promote_types(weight.dtype, torch.float32)
         factors = (factor.detach().to(weight.device, dtype, copy=True) for factor in (a, b))
         mask = mask_of(name, weight, masks)
-        if adapter.kind != "lora":
-            # LoRA trains without it: there is no need to have it on a GPU.
+        if adapter.kind == "mask_lora":
+            # The others do not read it until they are merged: it may stay where it is.
             mask = mask.to(weight.device)
         put_on(module, name.rpartition(".")[2], adapter, mask, *factors)
     added = adapter_parameters(model)
@@ -128,12 +128,12 @@ def install(
 
 
 def mask_of(name: str, weight: Tensor, masks: Masks) -> Tensor:
-    """The mask of a weight, all True where there is none.
+    """The mask of a weight, all True (in the host's memory) where there is none.
 
     >>> mask_of("weight", torch.zeros(1, 2), Masks({}))
     tensor([[True, True]])
     """
-    return masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
+    return masks[name] if name in masks else torch.ones(weight.shape, dtype=torch.bool)
 
 
 def check_fit(model: nn.Module, masks: Masks, wanted: Mapping[str, tuple[Adapter, Tensor, Tensor]]) -> None:

@@ -59,8 +59,7 @@ def gradients(
             da, db = da.to(lora_a.dtype), db.to(lora_b.dtype)
         if for_weight:
             dw = outer.to(weight.dtype)
-        else:
-            memory = outer
+        memory = None if dw is outer else outer
     if for_x:
         if memory is None:
             memory = torch.empty_like(weight, dtype=grad.dtype)

@@ -5,13 +5,14 @@ any other. The effective weight is formed again whenever it is needed: a block a
 whole of it on a GPU, by the kernels of `fused`.
 """
 
-import importlib.util
-from functools import cache, wraps
-from types import ModuleType
+from contextlib import nullcontext
+from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .kernels import kernels
 
 # Rows (forward) or columns (backward) of the effective weight that exist at once.
 BLOCK = 512
@@ -80,34 +81,6 @@ def mask_lora_linear(
     return _forward(*inputs)
 
 
-def kernels(x: Tensor, weight: Tensor, mask: Tensor, lora_a: Tensor, lora_b: Tensor) -> ModuleType | None:
-    """The module `fused` if its kernels can work on these tensors, else None.
-
-    They are for NVIDIA's GPUs from Ampere on, where Triton is installed as it is with torch; not for float64.
-
-    >>> kernels(*torch.zeros(5, 2, 2)) is None
-    True
-    """
-    if not x.is_cuda or torch.float64 in (x.dtype, weight.dtype):
-        return None
-    module = _kernels_on(x.device)
-    if module is None or len(lora_a) > module.LARGEST_RANK:
-        return None
-    plain = weight.is_contiguous() and mask.is_contiguous()
-    if not (plain or (weight.t().is_contiguous() and mask.t().is_contiguous())):
-        return None
-    return module if lora_a.is_contiguous() and lora_b.is_contiguous() else None
-
-
-@cache
-def _kernels_on(device: torch.device) -> ModuleType | None:
-    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    from . import fused
-
-    return fused
-
-
 def _linear(
     x: Tensor,
     weight: Tensor,
@@ -161,7 +134,10 @@ def _linear_backward(
     """The gradients of x, weight, lora_a and lora_b, those that are not needed empty."""
     if (module := kernels(x, weight, mask, lora_a, lora_b)) is not None:
         needed = (for_x, for_weight, for_a, for_b)
-        return module.gradients(grad, x, weight, mask, lora_a, lora_b, scale, needed)
+        # To enter autocast's context takes as long as a launch.
+        inside = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if inside else nullcontext():
+            return module.gradients(grad, x, weight, mask, lora_a, lora_b, scale, needed)
     rows, columns = weight.shape
     dtype = grad.dtype
     flat = x.reshape(-1, columns).to(dtype).contiguous()

@@ -48,12 +48,21 @@ def training(
             parameter.grad = None
 
 
+def has_gradient_checkpointing(model: nn.Module) -> bool:
+    """Whether a model can compute its activations again in the backward pass.
+
+    >>> has_gradient_checkpointing(nn.Linear(2, 1))
+    False
+    """
+    return bool(_checkpointed(model))
+
+
 def check_gradient_checkpointing(model: nn.Module, wanted: bool) -> None:
     """Raise ValueError when gradient checkpointing is wanted of a model that has none.
 
     >>> check_gradient_checkpointing(nn.Linear(2, 1), wanted=False)
     """
-    if wanted and not _checkpointed(model):
+    if wanted and not has_gradient_checkpointing(model):
         raise ValueError(f"a {type(model).__name__} has no gradient checkpointing; leave checkpointing=False")
 
 

@@ -75,7 +75,7 @@ class Weights:
     def finite(self) -> bool:
         """Whether all weights and statistics are finite numbers."""
         moved = [p.detach() for p in self.trained.values()] + self._floats()
-        return not moved or bool(torch.stack(_sums(moved)).isfinite().all())
+        return not moved or bool(torch.stack(_totals(moved)).isfinite().all())
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -133,8 +133,8 @@ def _copy(to: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         torch._foreach_copy_(to, values)
 
 
-def _sums(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """A sum over each tensor: NaN or infinite as soon as one value is, ten times as cheap as asking each."""
+def _totals(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A number of each tensor, NaN or infinite as soon as one value is; ten times as cheap as asking each."""
     if not all(value.is_cuda and not _spread(value) for value in values):
         return [_whole(value.sum(dtype=torch.promote_types(value.dtype, torch.float32))) for value in values]
     found: list[torch.Tensor] = []
