@@ -23,7 +23,11 @@ def rows(**columns) -> pd.DataFrame:
 
 def published(**columns) -> pd.DataFrame:
     made = pd.DataFrame(
-        {"sparsity": [0.7, 0.5, 0.5], "perplexity": [50.0, 5.0, 2.5], "label": ["none", "none", "perp"]}
+        {
+            "sparsity": [0.7, 0.5, 0.5, 0.6],
+            "perplexity": [50.0, 5.0, 2.5, 12.0],
+            "label": ["none", "none", "perp", "none"],
+        }
     )
     return made.assign(**columns)
 
@@ -57,11 +61,18 @@ def test_shares_are_percentages():
     assert figure.axes[0].yaxis.get_major_formatter()(0.625, 0) == "62.5 %"
 
 
+def test_two_published_points_are_not_joined():
+    results = pd.DataFrame({"steps": [0, 1, 2], "perplexity": [9.0, 4.0, 3.0], "retrain": "full"})
+    theirs = pd.DataFrame({"steps": [0, 2], "perplexity": [8.0, 2.0], "label": "full"})
+    figure = pk.plot_curves(results, x="steps", y="perplexity", published=theirs)
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", "None"]
+
+
 def test_published_numbers_are_dashed_with_open_markers_in_their_namesakes_colour():
     axes = pk.plot_curves(rows(), published=published()).axes[0]
     drawn = lines(axes)
     theirs, ours = drawn["none, published"], drawn["none"]
-    assert theirs.get_xydata().tolist() == [[0.5, 5.0], [0.7, 50.0]]
+    assert theirs.get_xydata().tolist() == [[0.5, 5.0], [0.6, 12.0], [0.7, 50.0]]
     assert theirs.get_color() == ours.get_color()
     assert theirs.get_markerfacecolor() == "white"
     assert theirs.get_linestyle() == "--"
@@ -79,9 +90,9 @@ def test_the_caption_and_the_table_tell_published_numbers_apart():
     figure = pk.plot_curves(results, published=published())
     assert figure.get_supxlabel() == "open markers: published numbers"
     table = figure.table
-    assert table["published"].tolist() == [False] * 4 + [True] * 3
-    assert table["retrain"].tolist() == ["none"] * 2 + ["biases"] * 2 + ["none", "none", "perp"]
-    assert table["perplexity"].tolist() == [4.0, 40.0, 3.0, 6.0, 50.0, 5.0, 2.5]
+    assert table["published"].tolist() == [False] * 4 + [True] * 4
+    assert table["retrain"].tolist() == ["none"] * 2 + ["biases"] * 2 + ["none", "none", "perp", "none"]
+    assert table["perplexity"].tolist() == [4.0, 40.0, 3.0, 6.0, 50.0, 5.0, 2.5, 12.0]
 
 
 def test_published_numbers_stay_out_of_panels_they_have_no_values_for():

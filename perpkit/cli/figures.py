@@ -73,7 +73,12 @@ def figures(
         bool, typer.Option("--stored", help="Compute nothing: draw what the store has, also half of it.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what is left, about how long it takes and its memory.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what is left, about how long it takes and its memory; a few steps of what was "
+            "never run here are tried, for minutes.",
+        ),
     ] = False,
 ) -> None:
     """Compute what is missing of the papers' tables and figures and draw them beside the published numbers.
@@ -184,11 +189,12 @@ def _estimate(chosen: list["Recipe"], scale: "Scale", path: Path | None, count: 
         _memory(chosen, scale, [row for row in known.values() if not row.get("error")])
         left = [job for job in jobs if job.key() not in known]
         if left or any(each.key() not in known for each in grid):
-            typer.echo("trying one of each kind that was never run here …", err=True)
+            typer.echo("trying a few steps of each kind that was never run here, for minutes …", err=True)
         unknown = ""
         with redirect_stdout(sys.stderr), on_threads(max(1, len(cores()) // count)):
             try:
-                seconds = grid.estimate(store).seconds + job_seconds(left, beside)
+                seconds = grid.estimate(store, progress=True).seconds
+                seconds += job_seconds(left, beside, progress=True)
             except ValueError as error:
                 seconds, unknown = math.nan, f"; how long is not known: {error}"
     failed = sum(1 for row in known.values() if row.get("error"))

@@ -3,6 +3,7 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ def _head(drawn: Sequence["PaperFigure"], left_out: Sequence["Recipe"], scale: "
     import transformers
 
     versions = (
-        f"perpkit {version('perpkit')}, torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{date.today()}, perpkit {version('perpkit')}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}"
     )
     words = (
         "The published numbers are those of the papers' models, beside this kit's of the same: values may be "

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from tqdm.auto import tqdm
+
 from ..evaluation.cost import device_name
 from ..sources.models import best_device
 from .experiment import Experiment
@@ -44,7 +46,9 @@ class Estimate:
         return f"{self.rows} row{'' if self.rows == 1 else 's'}: {', '.join(parts)}"
 
 
-def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None = None) -> Estimate:
+def estimate(
+    experiments: Iterable[Experiment], store: Store | str | Path | None = None, *, progress: bool = False
+) -> Estimate:
     """Count the rows of a grid and estimate the time of those that are left.
 
     Rows like it that the store holds from this device say how long a row takes, the retraining in proportion
@@ -60,19 +64,20 @@ def estimate(experiments: Iterable[Experiment], store: Store | str | Path | None
     left = [experiment for key, experiment in wanted.items() if key not in rows]
     for text in dict.fromkeys(experiment.text for experiment in left):
         check_text(text)
-    seconds = _seconds(left, store) if left else 0.0
+    seconds = _seconds(left, store, progress) if left else 0.0
     return Estimate(len(wanted), len(rows) - failed, failed, len(left), seconds)
 
 
-def _seconds(left: list[Experiment], store: Store) -> float:
+def _seconds(left: list[Experiment], store: Store, progress: bool) -> float:
     kinds: dict[tuple, list[Experiment]] = defaultdict(list)
     for experiment in left:
         kinds[_kind(experiment)].append(experiment)
     known = _known(store, {e.model for e in left})
     total = 0.0
+    new = [kind for kind in kinds if kind not in known]
+    for kind in tqdm(new, desc="try", unit="kind", disable=not progress, leave=False, delay=1):
+        known[kind] = _tried(kinds[kind][0])
     for kind, some in kinds.items():
-        if kind not in known:
-            known[kind] = _tried(some[0])
         shared, measured, per_step = known[kind]
         total += shared * len({prepared_key(each) for each in some})
         total += sum(measured + per_step * each.steps for each in some)

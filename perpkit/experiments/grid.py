@@ -72,8 +72,12 @@ class Grid:
             raise ValueError(f"{path}: {error}") from error
         return cls.of(itertools.chain.from_iterable(grids))
 
-    def estimate(self, store: Union["Store", str, Path, None] = None) -> "Estimate":
+    def estimate(
+        self, store: Union["Store", str, Path, None] = None, *, progress: bool = False
+    ) -> "Estimate":
         """How many rows there are, how many are left, and about how long those take here (`Estimate`).
+
+        With `progress` a bar counts the kinds of rows that have to be tried.
 
         >>> import tempfile
         >>> grid = Grid(sparsity=[0.3, 0.5])
@@ -82,7 +86,7 @@ class Grid:
         """
         from .estimate import estimate
 
-        return estimate(self, store)
+        return estimate(self, store, progress=progress)
 
     def __iter__(self) -> Iterator[Experiment]:
         return iter(self.experiments)

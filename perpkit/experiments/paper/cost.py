@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from tqdm.auto import tqdm
+
 from ...evaluation.cost import device_name
 from ...sources.embedded import EMBEDDED_MODELS, data_folder
 from ...sources.models import best_device
@@ -20,7 +22,7 @@ SHORTENED = ("steps", "epoch")
 FEWEST, FEW = 1, 3
 
 
-def job_seconds(left: Iterable[Job], store: Store) -> float:
+def job_seconds(left: Iterable[Job], store: Store, *, progress: bool = False) -> float:
     """About how long some jobs take here, one after the other.
 
     Jobs of the same function that were finished on this device say it, in proportion to their steps; where
@@ -33,8 +35,11 @@ def job_seconds(left: Iterable[Job], store: Store) -> float:
         kinds[job.name].append(job)
     known = _known(store) if kinds else {}
     total = 0.0
+    new = [name for name in kinds if name not in known]
+    for name in tqdm(new, desc="try", unit="kind", disable=not progress, leave=False, delay=1):
+        known[name] = _tried(min(kinds[name], key=lambda job: job.steps or 1e9))
     for name, jobs in kinds.items():
-        once, per_step = known[name] if name in known else _tried(min(jobs, key=lambda job: job.steps or 1e9))
+        once, per_step = known[name]
         total += sum(once + per_step * job.steps for job in jobs)
     return total
 

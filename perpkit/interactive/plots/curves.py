@@ -204,7 +204,8 @@ def _published(axes: Axes, points: pd.DataFrame, x: str, y: str, names: list) ->
             rows[y],
             color=look["color"],
             marker=look["marker"],
-            linestyle=(0, (4, 3)),
+            # Two points say nothing of what lies between them.
+            linestyle=(0, (4, 3)) if len(rows) > 2 else "none",
             markerfacecolor="white",
             markersize=7,
             linewidth=1.1,
