@@ -163,10 +163,10 @@ def test_a_row_holds_the_inputs_and_what_was_measured(real):
 def test_whoever_changes_the_columns_of_a_row_raises_the_result_format(real):
     columns = [*pk.Experiment().asdict()]
     measured = (
-        "perplexity dense_perplexity floor reached_sparsity trainable_share seconds seconds_prune "
-        "seconds_retrain seconds_measure tokens_per_second peak_memory device protocol error"
+        "perplexity dense_perplexity floor reached_sparsity trainable_share checkpointing seconds "
+        "seconds_prune seconds_retrain seconds_measure tokens_per_second peak_memory device protocol error"
     ).split()
-    assert (RESULT_FORMAT, len(columns), list(real.columns)) == (4, 25, columns + measured)
+    assert (RESULT_FORMAT, len(columns), list(real.columns)) == (5, 25, columns + measured)
 
 
 def test_a_row_is_what_the_calls_of_a_notebook_give(real):

@@ -88,24 +88,26 @@ def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     measured = _dense_measures(dense, experiment, cancelled)
     pruned = _prepared(experiment, dense, cancelled)
     try:
-        reached = _reached_by(pruned, dense, experiment, cancelled, checkpointing=False)
+        found = _finished(pruned, dense, experiment, cancelled, checkpointing=False)
     except Exception as error:
         trained = experiment.retrain != "none" and has_gradient_checkpointing(pruned.model)
         if not (trained and out_of_memory(error)):
             raise
-        reached = {}
-    if not reached:
+        found = None
+    if found is None:
         # Without the error, which holds all that has filled the memory.
         gc.collect()
         if dense.home.type == "cuda":
             torch.cuda.empty_cache()
-        reached = _reached_by(pruned, dense, experiment, cancelled, checkpointing=True)
+        found = _finished(pruned, dense, experiment, cancelled, checkpointing=True)
+    reached, spent = found
     return {
         **experiment.asdict(),
         **reached,
         **measured,
         "floor": dense.text.floor,
         "reached_sparsity": pruned.masks.sparsity(),
+        **spent,
         "device": device_name(dense.home),
         "protocol": dense.text.protocol,
         "error": None,
@@ -113,9 +115,9 @@ def run(experiment: Experiment, cancelled: Cancel = None) -> dict:
     }
 
 
-def _reached_by(
+def _finished(
     pruned: Pruned, dense: Dense, experiment: Experiment, cancelled: Cancel, checkpointing: bool
-) -> dict:
+) -> tuple[dict, dict]:
     """Retrain a pruned model and measure it: what it reaches and what all of it cost, as columns.
 
     With `checkpointing` activations are computed again in the backward pass, which takes less memory and more
@@ -134,8 +136,7 @@ def _reached_by(
         with cost.phase("measure"):
             reached = measures(model, dense, experiment, cancelled)
     seconds = {**pruned.seconds, "retrain": 0.0, **cost.seconds}
-    return {
-        **reached,
+    return reached, {
         "trainable_share": share,
         "checkpointing": checkpointing,
         "seconds": sum(seconds.values()) - seconds["measure"],
